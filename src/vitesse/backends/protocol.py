@@ -1,0 +1,128 @@
+"""What every runtime offers: three levels, because every runtime has them.
+
+    Backend.probe()            is it here, why not, which versions
+    Backend.build(artifact)    a file for this runtime
+    Backend.load(artifact)     Engine: weights in memory, shared; a context manager
+    Engine.session()           Session: one stream and its preallocated buffers; not thread-safe; a context manager
+    Session.run(feeds)         Outcome: outputs and the time the call took, measured by the session itself
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitesse.artifact import Artifact, Store
+
+Array = NDArray[np.generic]
+Tensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime works here. `reason` and `fix` (a pip line) are set when it does not."""
+
+    available: bool
+    version: str = ""
+    devices: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    reason: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How an engine runs. `threads` is the number of CPU threads one session uses; 0 leaves the runtime's default.
+
+    `plain` loads with the runtime's default options only (the baseline a user would write by hand);
+    `reference` switches every graph optimisation off (the numerical reference).
+    `profile_to` is a path prefix for the runtime's own operator profile.
+    """
+
+    threads: int = 0
+    plain: bool = False
+    reference: bool = False
+    profile_to: str = ""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A built artifact and what the build changed (name → count, also 0)."""
+
+    artifact: Artifact
+    changes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Outputs by name, wall time of the call, device time where the runtime has events (None on CPU).
+
+    The arrays belong to the session and are overwritten by its next `run`: copy what must outlive it.
+    """
+
+    outputs: Tensors
+    host_ms: float
+    device_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, shape (ints, or str for symbolic dimensions) and numpy dtype name of a graph input or output."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+class Session(Protocol):
+    """One stream with its own buffers. Not thread-safe: one thread at a time."""
+
+    def run(self, feeds: Tensors) -> Outcome:
+        """Run once; raises BackendError, with the runtime's message, when it refuses or crashes."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Engine(Protocol):
+    """Loaded weights. Sessions made from one engine share them where the runtime can."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def session(self) -> Session:
+        """Open a session; close it, or use it as a context manager."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """A runtime."""
+
+    name: str
+
+    def probe(self) -> Availability:
+        """Say whether the runtime works here; never raises."""
+        ...
+
+    def build(self, artifact: Artifact, store: Store) -> Built:
+        """Turn a graph into this runtime's artifact; raises BackendError naming the operator it refuses."""
+        ...
+
+    def load(self, artifact: Artifact, options: LoadOptions | None = None) -> Engine:
+        """Load an artifact; raises BackendError, never crashes the process on a damaged file."""
+        ...

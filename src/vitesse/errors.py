@@ -1,0 +1,73 @@
+"""The exception tree. Every message says what came, what was expected, the likely cause and the next step.
+
+The exit code of the command line stands on the class: 1 not verified, 2 bad usage or bad input,
+3 a missing extra or device.
+"""
+
+from __future__ import annotations
+
+
+class VitesseError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        what: what came, with the offending value (a path, a name, a shape).
+        expected: what would have been right.
+        cause: the likely cause, when one is known.
+        fix: the next step, best a command.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, expected: str = "", cause: str = "", fix: str = "") -> None:
+        self.what, self.expected, self.cause, self.fix = what, expected, cause, fix
+        labelled = (("expected", expected), ("likely cause", cause), ("next step", fix))
+        super().__init__("\n".join([what, *(f"  {label}: {text}" for label, text in labelled if text)]))
+
+
+class UsageError(VitesseError):
+    """An option or argument is wrong."""
+
+    exit_code = 2
+
+
+class ModelError(VitesseError):
+    """The model file is missing, damaged, or not a graph Vitesse can take."""
+
+    exit_code = 2
+
+
+class SpecError(VitesseError):
+    """How to feed the model or read its outputs is unknown or contradicts the graph."""
+
+    exit_code = 2
+
+
+class DataError(VitesseError):
+    """The images or labels are missing, damaged, or do not fit the model."""
+
+    exit_code = 2
+
+
+class RunFolderError(VitesseError):
+    """The run folder holds something else, another run, or a damaged ledger."""
+
+    exit_code = 2
+
+
+class MissingExtra(VitesseError):
+    """An optional package or a device is not here; the message names the pip line."""
+
+    exit_code = 3
+
+
+class StorageError(VitesseError):
+    """Writing failed: disk full, read-only, or no permission."""
+
+
+class BackendError(VitesseError):
+    """A runtime refused, crashed on, or mis-ran a graph."""
+
+
+class NotVerified(VitesseError):
+    """A check failed or could not be made; unknown is never a pass."""
