@@ -1,0 +1,52 @@
+"""Raising a model to a newer version of the ONNX operator set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+from onnxscript.version_converter import ConvertVersionPass
+
+from vitesse.errors import ModelError
+
+
+def opset_of(model: ir.Model) -> int:
+    """Version of the default operator domain the model imports."""
+    return int(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1)))
+
+
+def raise_opset(model: ir.Model, version: int) -> None:
+    """Convert `model` in place to `version` of the default operator domain; weights are not copied.
+
+    From opset 18 on onnxscript's converter does it; below that (where axes turn from attributes into inputs)
+    it hands the graph, without its weights, to the converter of onnx itself.
+
+    Raises:
+        ModelError: an operator has no conversion, so the model stays at its version.
+    """
+    before = opset_of(model)
+    if before >= version:
+        return
+    with _quiet("onnxscript.version_converter"):
+        ConvertVersionPass(target_version=version, fallback=True)(model)
+    if opset_of(model) != version:
+        raise ModelError(
+            f"the model cannot be raised from opset {before} to {version}",
+            expected="operators that onnx's version converter knows",
+            cause="an operator whose meaning changed between the two versions has no conversion",
+            fix=f"export the model again with opset {version}",
+        )
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """The converter warns about taking its fallback and about failing; the result is checked instead."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
