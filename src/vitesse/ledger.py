@@ -102,7 +102,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All rows of a run. `chosen` is the index of the row whose artifact is deployed, None while undecided."""
+    """All rows of a run. `chosen` is the index of the row whose artifact is deployed, None while undecided.
+
+    `final` compares the chosen artifact, interleaved, with the original as people run it (the runtime's default
+    options): `gain`, `gain_spread` [low, high], `baseline_p50_ms`, `chosen_p50_ms`. `latency_budget` holds
+    `budget_ms`, `p50_ms`, `met` (None: could not be told) and `reason`.
+    """
 
     source: str
     target: str

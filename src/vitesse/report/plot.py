@@ -1,0 +1,220 @@
+"""The latency × accuracy plot as SVG, drawn by hand so that the report needs no plotting package.
+
+Colours come from the page's style sheet (classes `p-…`), so the plot follows the light or dark scheme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from vitesse.ledger import Ledger, Verdict
+from vitesse.report.figures import decimal, metric_name
+from vitesse.report.plot_layout import (
+    CHARACTER,
+    LABEL_HEIGHT,
+    Box,
+    accuracy_range,
+    axis,
+    latency_range,
+    place_labels,
+)
+
+LONGEST_LABEL = 24  # characters
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step in the plot; `kind` is source, chosen, pass, rejected, fail or unknown."""
+
+    label: str
+    latency_ms: float
+    accuracy: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The lines of the plot: largest drop in points, and the latency budget in ms where there is one."""
+
+    max_drop: float
+    latency_ms: float | None
+
+
+def points_of(ledger: Ledger) -> tuple[Point, ...]:
+    """Return the steps that have both an accuracy and a latency."""
+    found = []
+    for index, row in enumerate(ledger.rows):
+        if row.accuracy is not None and row.latency_ms is not None:
+            kind = row.verdict.value.lower()
+            if row.verdict is Verdict.PASS:
+                kind = "chosen" if index == ledger.chosen else "source" if index == 0 else "pass"
+            label = f"{index + 1} {row.stage}"
+            short = label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
+            found.append(Point(short, row.latency_ms.p50, row.accuracy.value, kind))
+    return tuple(found)
+
+
+def left_out(ledger: Ledger) -> tuple[str, ...]:
+    """Return the steps that cannot be in the plot, as `4 int8`."""
+    return tuple(
+        f"{index + 1} {row.stage}"
+        for index, row in enumerate(ledger.rows)
+        if row.accuracy is None or row.latency_ms is None
+    )
+
+
+def accuracy_plot(ledger: Ledger, *, width: int, height: int) -> str:
+    """Return the plot as an `<svg>` element of `width` × `height` pixels; empty when fewer than two points.
+
+    Points far outside the range that matters stand on the border of the plot with an arrow and their value.
+    """
+    points = points_of(ledger)
+    if len(points) < 2:
+        return ""
+    budget = None if ledger.latency_budget is None else float(ledger.latency_budget["budget_ms"])
+    plot = _Plot(points, Budgets(ledger.max_drop, budget), metric_name(ledger), width, height)
+    described = "; ".join(
+        f"{one.label}: {decimal(one.latency_ms)} ms, {plot.metric} {one.accuracy:.4f}" for one in points
+    )
+    body = [*plot.axes(), *plot.budget_lines(), *plot.marks()]
+    return (
+        f'<svg class="plot" role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'aria-label="{escape(f"Latency against {plot.metric}. {described}.")}">{"".join(body)}</svg>'
+    )
+
+
+class _Plot:
+    """One drawing of fixed size."""
+
+    def __init__(
+        self, points: Sequence[Point], budgets: Budgets, metric: str, width: int, height: int
+    ) -> None:
+        self.points, self.budgets, self.metric = points, budgets, metric
+        self.frame = Box(58, 30, width - 14, height - 48)
+        self.source = points[0]
+        frame, narrow = self.frame, width < 500
+        low, high = latency_range(
+            [one.latency_ms for one in points], points[0].latency_ms, budgets.latency_ms
+        )
+        self.x = axis(low, high, (frame.left, frame.right), most_ticks=5 if narrow else 9)
+        low, high = accuracy_range([one.accuracy for one in points], points[0].accuracy, budgets.max_drop)
+        self.y = axis(low, high, (frame.bottom, frame.top), most_ticks=6)
+
+    def axes(self) -> list[str]:
+        frame = self.frame
+        parts = []
+        for tick in self.y.ticks:
+            y = self.y.at(tick)
+            parts.append(_line(frame.left, y, frame.right, y, "p-grid"))
+            parts.append(_text(frame.left - 8, y + 4, self.y.tick_text(tick), "p-tick", "end"))
+        for tick in self.x.ticks:
+            x = self.x.at(tick)
+            parts.append(_line(x, frame.bottom, x, frame.bottom + 4, "p-axis"))
+            parts.append(_text(x, frame.bottom + 18, self.x.tick_text(tick), "p-tick", "middle"))
+        parts.append(_line(frame.left, frame.bottom, frame.right, frame.bottom, "p-axis"))
+        parts.append(_text(frame.right, frame.bottom + 38, "p50 latency, ms → slower", "p-title", "end"))
+        parts.append(_text(4, 16, f"{self.metric}, 0 to 1 ↑ better", "p-title", "start"))
+        return parts
+
+    def budget_lines(self) -> list[str]:
+        frame = self.frame
+        floor = self.source.accuracy - self.budgets.max_drop / 100
+        parts = [_line(frame.left, self.y.at(floor), frame.right, self.y.at(floor), "p-budget")]
+        box = self._floor_label()
+        text = self._floor_text()
+        parts.append(_text(box.right, box.bottom - 4, text, "p-note", "end"))
+        if self._budget_shown() and self.budgets.latency_ms is not None:
+            x = self.x.at(self.budgets.latency_ms)
+            parts.append(_line(x, frame.top, x, frame.bottom, "p-budget"))
+            box = self._budget_label()
+            parts.append(_text(box.left, box.bottom - 4, self._budget_text(), "p-note", "start"))
+        return parts
+
+    def marks(self) -> list[str]:
+        """Draw markers and their labels; the chosen step and the source get the best places."""
+        rank = {"chosen": 0, "source": 1, "pass": 2}
+        ordered = sorted(self.points, key=lambda one: rank.get(one.kind, 3))
+        anchors = [(self.x.at(one.latency_ms), self.y.at(one.accuracy)) for one in ordered]
+        texts = [self._label(one) for one in ordered]
+        taken = [self._floor_label(), *([self._budget_label()] if self._budget_shown() else [])]
+        boxes = place_labels(anchors, texts, self.frame, taken)
+        parts = []
+        for anchor, box in zip(anchors, boxes, strict=True):
+            parts.append(_leader(anchor, box))
+        # The chosen one last, so that nothing lies on top of it.
+        for point, anchor in reversed(list(zip(ordered, anchors, strict=True))):
+            parts.append(self._marker(point, *anchor))
+        for point, text, anchor, box in zip(ordered, texts, anchors, boxes, strict=True):
+            parts.append(_label_text(text, point.kind, anchor, box))
+        return parts
+
+    def _label(self, point: Point) -> str:
+        if not self.y.shows(point.accuracy):
+            return f"{point.label} ({self.metric} {point.accuracy:.4f})"
+        return (
+            point.label
+            if self.x.shows(point.latency_ms)
+            else f"{point.label} ({decimal(point.latency_ms)} ms)"
+        )
+
+    def _marker(self, point: Point, x: float, y: float) -> str:
+        title = f"{point.label}: {decimal(point.latency_ms)} ms, {self.metric} {point.accuracy:.4f}"
+        if not self.y.shows(point.accuracy):
+            shape = _path(f"M{x - 6:.1f} {y - 9:.1f}h12l-6 9z")
+        elif not self.x.shows(point.latency_ms):
+            shape = _path(f"M{x - 9:.1f} {y - 6:.1f}v12l9 -6z")
+        elif point.kind == "fail":
+            shape = _path(f"M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10")
+        else:
+            shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{7.5 if point.kind == "chosen" else 5.5}"/>'
+        return f'<g class="p-mark p-{point.kind}"><title>{escape(title)}</title>{shape}</g>'
+
+    def _floor_text(self) -> str:
+        return f"largest drop allowed, {self.budgets.max_drop:g} points"
+
+    def _floor_label(self) -> Box:
+        y = self.y.at(self.source.accuracy - self.budgets.max_drop / 100)
+        width = CHARACTER * len(self._floor_text())
+        return Box(self.frame.right - width, y + 1, self.frame.right, y + 1 + LABEL_HEIGHT)
+
+    def _budget_shown(self) -> bool:
+        return self.budgets.latency_ms is not None and self.x.shows(self.budgets.latency_ms)
+
+    def _budget_text(self) -> str:
+        return f"budget {self.budgets.latency_ms:g} ms"
+
+    def _budget_label(self) -> Box:
+        width = CHARACTER * len(self._budget_text())
+        x = self.x.at(self.budgets.latency_ms or 0.0)
+        left = x + 5 if x + 5 + width <= self.frame.right else x - 5 - width
+        return Box(left, self.frame.top - LABEL_HEIGHT, left + width, self.frame.top)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _path(d: str) -> str:
+    return f'<path d="{d}"/>'
+
+
+def _leader(anchor: tuple[float, float], box: Box) -> str:
+    """Draw a thin line from a marker to a label that could not stand right beside it."""
+    x = min(max(anchor[0], box.left), box.right)
+    y = min(max(anchor[1], box.top + 3), box.bottom - 3)
+    return _line(*anchor, x, y, "p-leader") if abs(x - anchor[0]) + abs(y - anchor[1]) > 16 else ""
+
+
+def _label_text(text: str, kind: str, anchor: tuple[float, float], box: Box) -> str:
+    y = box.bottom - 4
+    if box.left >= anchor[0]:
+        return _text(box.left, y, text, f"p-label p-of-{kind}", "start")
+    if box.right <= anchor[0]:
+        return _text(box.right, y, text, f"p-label p-of-{kind}", "end")
+    return _text((box.left + box.right) / 2, y, text, f"p-label p-of-{kind}", "middle")
