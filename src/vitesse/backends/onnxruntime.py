@@ -1,0 +1,260 @@
+"""ONNX Runtime on the CPU.
+
+Weights live in one `InferenceSession`, whose `run` is thread-safe. A Session of ours is an IO binding on it: inputs are
+bound where the caller's arrays lie, outputs go to arrays that are reused, so that sessions share weights and thread
+pool but no buffer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from vitesse.artifact import Artifact, Provenance, Store
+from vitesse.backends.feeds import check_feeds
+from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, TensorInfo, Tensors
+from vitesse.errors import BackendError
+
+# Shapes whose output buffers a session keeps: enough for the batch sizes of a server, bounded for free image sizes.
+_KEPT_SHAPES = 16
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{f"tensor({kind})": kind for kind in ("int8", "uint8", "int16", "uint16")},
+    **{f"tensor({kind})": kind for kind in ("int32", "uint32", "int64", "uint64")},
+}
+
+
+class OnnxRuntimeSession:
+    """One stream: an IO binding with its output buffers. Not thread-safe."""
+
+    def __init__(self, engine: OnnxRuntimeEngine) -> None:
+        self._engine: OnnxRuntimeEngine | None = engine
+        self._binding = engine.runtime.io_binding()
+        self._buffers: dict[tuple[tuple[int, ...], ...], dict[str, Array]] = {}
+        self._fixed_outputs = True
+
+    def run(self, feeds: Tensors) -> Outcome:
+        """Run once; `host_ms` spans everything from the caller's arrays to numpy outputs.
+
+        Raises:
+            DataError: names, dtypes or shapes do not fit the graph.
+            BackendError: the runtime refuses, or the session or its engine is closed.
+        """
+        if self._engine is None:
+            raise BackendError("this session is closed", expected="an open one", fix="engine.session()")
+        runtime = self._engine.runtime
+        start = perf_counter_ns()
+        check_feeds(feeds, self._engine.inputs)
+        try:
+            outputs = self._call(runtime, feeds)
+        except Exception as error:
+            raise _refused("running", self._engine.path, error) from error
+        return Outcome(outputs, (perf_counter_ns() - start) / 1e6)
+
+    def _call(self, runtime: Any, feeds: Tensors) -> Tensors:
+        assert self._engine is not None
+        if self._engine.plain:
+            names = [info.name for info in self._engine.outputs]
+            return dict(zip(names, runtime.run(None, dict(feeds)), strict=True))
+        bound = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        for name, array in bound.items():
+            self._binding.bind_cpu_input(name, array)
+        key = tuple(array.shape for array in bound.values())
+        buffers = self._buffers.get(key) if self._fixed_outputs else None
+        if buffers is not None:
+            try:
+                return self._into(runtime, buffers)
+            except Exception:
+                # An output whose shape depends on the values cannot have a buffer of fixed shape. When something
+                # else is wrong, the call below meets it again and raises.
+                self._fixed_outputs = False
+        outputs = self._into_new(runtime)
+        if self._fixed_outputs:
+            if len(self._buffers) >= _KEPT_SHAPES:
+                self._buffers.clear()
+            self._buffers[key] = {name: np.empty_like(array) for name, array in outputs.items()}
+        return outputs
+
+    def _into(self, runtime: Any, buffers: dict[str, Array]) -> Tensors:
+        for name, array in buffers.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        runtime.run_with_iobinding(self._binding)
+        return buffers
+
+    def _into_new(self, runtime: Any) -> dict[str, Array]:
+        assert self._engine is not None
+        self._binding.clear_binding_outputs()
+        for info in self._engine.outputs:
+            self._binding.bind_output(info.name, "cpu")
+        runtime.run_with_iobinding(self._binding)
+        values = self._binding.get_outputs()
+        return {info.name: value.numpy() for info, value in zip(self._engine.outputs, values, strict=True)}
+
+    def close(self) -> None:
+        """Release the buffers; outputs of earlier runs stay valid as long as someone holds them."""
+        self._engine, self._binding = None, None
+        self._buffers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class OnnxRuntimeEngine:
+    """A loaded model. Sessions share its weights and, with more than one thread, its thread pool."""
+
+    def __init__(self, runtime: Any, path: Path, *, plain: bool) -> None:
+        self._runtime = runtime
+        self.path = path
+        self.plain = plain
+        self.inputs = tuple(_info(node, path) for node in runtime.get_inputs())
+        self.outputs = tuple(_info(node, path) for node in runtime.get_outputs())
+
+    @property
+    def runtime(self) -> Any:
+        """The `onnxruntime.InferenceSession`; raises BackendError once the engine is closed."""
+        if self._runtime is None:
+            raise BackendError("this engine is closed", expected="an open one", fix="backend.load(artifact)")
+        return self._runtime
+
+    def session(self) -> OnnxRuntimeSession:
+        """Open a session."""
+        return OnnxRuntimeSession(self)
+
+    def end_profile(self) -> Path:
+        """Stop profiling (`LoadOptions.profile_to`) and return the JSON file ONNX Runtime wrote."""
+        return Path(self.runtime.end_profiling())
+
+    def close(self) -> None:
+        """Release the weights; sessions made from this engine refuse to run from here on."""
+        self._runtime = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime's CPU execution provider."""
+
+    name = "onnxruntime"
+
+    def probe(self) -> Availability:
+        """Report version and device."""
+        return Availability(True, onnxruntime.__version__, ("CPU",), ("fp32", "int8"))
+
+    def build(self, artifact: Artifact, store: Store) -> Built:
+        """Lower standard operators to ONNX Runtime's faster contrib operators.
+
+        A graph in which nothing was lowered stays the same file, with the same hash.
+        """
+        # Imported here because deployment loads this module without the rewriting packages that lowering needs.
+        from vitesse.backends.onnxruntime_lowering import lower
+
+        try:
+            model = onnx.load(artifact.path)
+        except Exception as error:
+            raise _refused("reading", artifact.path, error) from error
+        lowered, changes = lower(model)
+        if not any(changes.values()):
+            return Built(artifact, changes)
+        provenance = Provenance("build:onnxruntime", artifact.sha256)
+        content = lowered.SerializeToString()
+        return Built(store.put(content, artifact.spec, provenance, suffix=".onnx"), changes)
+
+    def load(self, artifact: Artifact, options: LoadOptions | None = None) -> OnnxRuntimeEngine:
+        """Load an ONNX file.
+
+        Raises:
+            BackendError: the file is damaged or gone, or has an operator that ONNX Runtime does not know (named).
+        """
+        options = options or LoadOptions()
+        try:
+            if options.plain and not options.profile_to:
+                runtime = onnxruntime.InferenceSession(str(artifact.path))
+            else:
+                runtime = onnxruntime.InferenceSession(
+                    str(artifact.path), _session_options(options), providers=["CPUExecutionProvider"]
+                )
+        except Exception as error:
+            raise _refused("loading", artifact.path, error) from error
+        return OnnxRuntimeEngine(runtime, artifact.path, plain=options.plain)
+
+
+def _session_options(options: LoadOptions) -> Any:
+    made = onnxruntime.SessionOptions()
+    if options.profile_to:
+        made.enable_profiling = True
+        made.profile_file_prefix = options.profile_to
+    if options.plain:
+        return made
+    made.intra_op_num_threads = options.threads
+    made.inter_op_num_threads = 1
+    made.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    if options.reference:
+        made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return made
+
+
+def _info(node: Any, path: Path) -> TensorInfo:
+    if node.type not in _DTYPES:
+        raise BackendError(
+            f"{node.name!r} of {path} is a {node.type}",
+            expected=f"one of: {', '.join(_DTYPES)}",
+            cause="sequences, maps, strings and types without a numpy dtype cannot be fed",
+        )
+    shape = tuple(size if isinstance(size, int) else str(size or "?") for size in node.shape)
+    return TensorInfo(node.name, shape, _DTYPES[node.type])
+
+
+def _refused(doing: str, path: Path, error: Exception) -> BackendError:
+    """Turn whatever ONNX Runtime or onnx raised into a BackendError that names the node, where one is meant."""
+    said = " ".join(str(error).split())
+    what = f"ONNX Runtime {onnxruntime.__version__} refuses {path} while {doing} it: {said}"
+    if not path.is_file():
+        return BackendError(what, expected="an ONNX file", cause="the file is gone", fix="check the path")
+    try:
+        nodes = list(onnx.load(path, load_external_data=False).graph.node)
+    except Exception:
+        return BackendError(
+            what,
+            expected="a readable ONNX file",
+            cause="the file is truncated or damaged, or is not ONNX",
+            fix="export or copy it again",
+        )
+    named = _meant(said, nodes)
+    if named is None:
+        return BackendError(what)
+    return BackendError(
+        what,
+        expected="operators that ONNX Runtime's CPU provider has",
+        cause=f"operator {named.op_type}, domain {named.domain or 'ai.onnx'!r}, node {named.name!r}",
+        fix="export with another opset, or try another target",
+    )
+
+
+def _meant(said: str, nodes: list[onnx.NodeProto]) -> onnx.NodeProto | None:
+    """Return the node that an error text is about: one named there, else one whose operator is."""
+    words = set(said.replace("(", " ").replace(":", " ").replace("'", " ").replace('"', " ").split())
+    by_name = [node for node in nodes if node.name and node.name in words]
+    by_operator = [node for node in nodes if node.op_type in words]
+    both = [node for node in by_name if node.op_type in words]
+    return next(iter(both or by_name or by_operator), None)
