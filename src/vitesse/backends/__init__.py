@@ -85,7 +85,7 @@ def available() -> dict[str, Availability]:
 def targets(target: str) -> tuple[str, ...]:
     """Return the backends to try for a target, in order.
 
-    `cpu` stands for every CPU runtime that is installed; a runtime's own name stands for itself, installed or not.
+    `cpu` stands for every installed CPU runtime; a runtime's own name stands for itself, installed or not.
 
     Raises:
         UsageError: unknown target; the message lists the known ones.

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU.
 
-Weights live in one `InferenceSession`, whose `run` is thread-safe. A Session of ours is an IO binding on it: inputs are
-bound where the caller's arrays lie, outputs go to arrays that are reused, so that sessions share weights and thread
-pool but no buffer.
+Weights live in one `InferenceSession`, whose `run` is thread-safe. A Session of ours is an IO binding on it:
+inputs are bound where the caller's arrays lie, outputs go to arrays that are reused, so that sessions share
+weights and thread pool but no buffer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vitesse.backends.feeds import check_feeds
 from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, TensorInfo, Tensors
 from vitesse.errors import BackendError
 
-# Shapes whose output buffers a session keeps: enough for the batch sizes of a server, bounded for free image sizes.
+# Shapes whose output buffers a session keeps: enough for a server's batch sizes, bounded for free image sizes.
 _KEPT_SHAPES = 16
 
 _DTYPES = {
@@ -75,8 +75,8 @@ class OnnxRuntimeSession:
             try:
                 return self._into(runtime, buffers)
             except Exception:
-                # An output whose shape depends on the values cannot have a buffer of fixed shape. When something
-                # else is wrong, the call below meets it again and raises.
+                # An output whose shape depends on the values cannot have a buffer of fixed shape. When
+                # something else is wrong, the call below meets it again and raises.
                 self._fixed_outputs = False
         outputs = self._into_new(runtime)
         if self._fixed_outputs:
@@ -166,7 +166,7 @@ class OnnxRuntimeBackend:
 
         A graph in which nothing was lowered stays the same file, with the same hash.
         """
-        # Imported here because deployment loads this module without the rewriting packages that lowering needs.
+        # Imported here because deployment loads this module without the packages that lowering needs.
         from vitesse.backends.onnxruntime_lowering import lower
 
         try:
@@ -184,7 +184,7 @@ class OnnxRuntimeBackend:
         """Load an ONNX file.
 
         Raises:
-            BackendError: the file is damaged or gone, or has an operator that ONNX Runtime does not know (named).
+            BackendError: the file is damaged or gone, or has an operator ONNX Runtime does not know (named).
         """
         options = options or LoadOptions()
         try:
@@ -226,7 +226,7 @@ def _info(node: Any, path: Path) -> TensorInfo:
 
 
 def _refused(doing: str, path: Path, error: Exception) -> BackendError:
-    """Turn whatever ONNX Runtime or onnx raised into a BackendError that names the node, where one is meant."""
+    """Turn what ONNX Runtime or onnx raised into a BackendError that names the node, where one is meant."""
     said = " ".join(str(error).split())
     what = f"ONNX Runtime {onnxruntime.__version__} refuses {path} while {doing} it: {said}"
     if not path.is_file():

@@ -1,12 +1,12 @@
-"""Latency of one call, several candidates interleaved: A B A B, so that drift of the machine hits all of them.
+"""Latency of one call, candidates interleaved A B A B, so that drift of the machine hits all of them.
 
 The protocol (docs/benchmarking.md says why):
 
 * every session is warmed up until its rolling median stands still, or a bound is met;
-* a round gives every session one block of back-to-back calls on the same feeds, so that caches are as warm as in
-  steady use; the order inside a round rotates, so that no session always follows the same neighbour;
-* before each block we wait until no thread of this process is spinning any more, and the first calls of a block
-  are made but not counted;
+* a round gives every session one block of back-to-back calls on the same feeds, so that caches are as warm as
+  in steady use; the order inside a round rotates, so that no session always follows the same neighbour;
+* before each block we wait until no thread of this process is spinning any more, and the first calls of a
+  block are made but not counted;
 * the comparison is the median of the per-round ratios with a distribution-free confidence interval.
 """
 
@@ -37,7 +37,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Calls made before measuring, whether the medians of the last two windows agreed within 5 %, the last median."""
+    """Calls made before measuring; whether the last two windows' medians agreed within 5 %; the last one."""
 
     calls: int
     stable: bool
@@ -48,8 +48,8 @@ class WarmUp:
 class Ratio:
     """How many times faster the second of two sessions is: per-round medians, first over second.
 
-    `value` is the median over rounds, `spread` its interquartile range, `interval` the confidence interval of the
-    median (order statistics of the binomial, at least 95 %; (0, inf) with fewer rounds than can give one).
+    `value` is the median over rounds, `spread` its interquartile range, `interval` the confidence interval of
+    the median (order statistics of the binomial, at least 95 %; (0, inf) where the rounds are too few).
     """
 
     value: float
@@ -72,8 +72,9 @@ class Ratio:
 class Interleaved:
     """All samples of one interleaved run.
 
-    `rounds`: name → one tuple of call times in milliseconds per round. `foreign_cores`: average number of cores that
-    other processes kept busy meanwhile, None where unknown. `settled`: share of blocks that began with idle threads.
+    `rounds`: name → one tuple of call times in milliseconds per round. `foreign_cores`: average number of
+    cores that other processes kept busy meanwhile, None where unknown. `settled`: share of blocks that began
+    with idle threads.
     """
 
     rounds: Mapping[str, tuple[tuple[float, ...], ...]]
@@ -141,7 +142,7 @@ def ratio_of(per_round: Sequence[float]) -> Ratio:
 def warm_up(
     session: Session, feeds: Sequence[Tensors], *, limit_s: float = 5.0, most_calls: int = 100
 ) -> WarmUp:
-    """Call until the medians of two windows in a row agree within 5 %, or `limit_s` seconds or `most_calls` are used up.
+    """Call until two windows in a row have medians within 5 %, or `limit_s` or `most_calls` is used up.
 
     A window is five calls, two where a call takes longer than 200 ms. At least three calls are made.
     """
@@ -170,8 +171,8 @@ def interleave(
 ) -> Interleaved:
     """Measure sessions against one another.
 
-    Rounds go on until `seconds` are over and `min_rounds` are done. Every session runs the same feeds in the same
-    order in a round. `on_progress` gets the share done, 0..1, after each round.
+    Rounds go on until `seconds` are over and `min_rounds` are done. Every session runs the same feeds in the
+    same order in a round. `on_progress` gets the share done, 0..1, after each round.
 
     Raises:
         DataError: no feeds.

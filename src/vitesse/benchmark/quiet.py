@@ -1,7 +1,7 @@
-"""How much of the processor other work took while we measured, and how to wait until our own threads are idle.
+"""Waiting until our own threads are idle, and how much of the processor other work took meanwhile.
 
-A runtime's worker threads may go on spinning after a call, waiting for the next one. With few cores they take the
-core from whatever is measured next, so that the next block must not begin before they sleep.
+A runtime's worker threads may go on spinning after a call, waiting for the next one. With few cores they take
+the core from whatever is measured next, so that the next block must not begin before they sleep.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import os
 import time
 from pathlib import Path
 
-# Two ticks of the slowest common kernel clock (100 Hz): a shorter window may not see the time of another thread.
+# Two ticks of the slowest common kernel clock (100 Hz): a shorter window may not see another thread's time.
 _WINDOW_S = 0.02
 _IDLE_SHARE = 0.1
 
 
 def settle(limit_s: float = 0.5) -> bool:
-    """Sleep until this process uses less than a tenth of one core; False when it still does after `limit_s` seconds."""
+    """Sleep until this process uses less than a tenth of a core; False if it still does after `limit_s`."""
     deadline = time.perf_counter() + limit_s
     while time.perf_counter() < deadline:
         used, wall = time.process_time(), time.perf_counter()
@@ -29,8 +29,8 @@ def settle(limit_s: float = 0.5) -> bool:
 class ForeignLoad:
     """Counts the cores that others kept busy since it was made: other processes and, in a guest, stolen time.
 
-    Looks only at the processors this process may use. Linux only: elsewhere, or where /proc/stat cannot be read,
-    `cores()` is None.
+    Looks only at the processors this process may use. Linux only: elsewhere, or where /proc/stat cannot be
+    read, `cores()` is None.
     """
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
