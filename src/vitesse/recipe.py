@@ -1,0 +1,127 @@
+"""All options, one frozen class per concern; from the command line, Python keywords or a TOML file.
+
+An unknown key is an error. Nothing here reads the environment.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vitesse.errors import UsageError
+
+PRECISIONS = ("fp32", "int8")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Images: `limit` bounds the validation images (0 = all), `calib_images` those for calibration (up to 512)."""
+
+    calib_data: str | None = None
+    limit: int = 0
+    calib_images: int = 500
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """`reduce_range` keeps weights in 7 bits: without VNNI, u8 × s8 products saturate 16 bits in pairs."""
+
+    reduce_range: bool = False
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Measuring: seconds per interleaved run, images for parity, seconds of saturation for throughput."""
+
+    seconds: float = 4.0
+    parity_images: int = 16
+    throughput_seconds: float = 1.0
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything `optimize` needs to know besides model, data and output folder.
+
+    Args:
+        target: `cpu` (every CPU runtime installed) or one runtime's name.
+        max_drop: accuracy budget in points of AP or top-1 (0.5 = half a point).
+        latency_budget_ms: the latency the user needs, milliseconds at batch 1; None = no bound.
+        precisions: subset of `fp32`, `int8`.
+    """
+
+    target: str = "cpu"
+    max_drop: float = 0.5
+    latency_budget_ms: float | None = None
+    precisions: tuple[str, ...] = PRECISIONS
+    preset: str | None = None
+    spec: str | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+    int8: Int8Options = field(default_factory=Int8Options)
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in self.precisions if name not in PRECISIONS]
+        if wrong or not self.precisions:
+            raise UsageError(
+                f"unknown precision {', '.join(map(repr, wrong)) or '(none given)'}",
+                expected=f"some of {', '.join(PRECISIONS)}",
+            )
+        if self.max_drop < 0:
+            raise UsageError(
+                f"--max-drop {self.max_drop} is negative", expected="points of AP or top-1, 0 or more"
+            )
+        if self.latency_budget_ms is not None and self.latency_budget_ms <= 0:
+            raise UsageError(
+                f"--latency-budget {self.latency_budget_ms} ms", expected="more than 0, as in 16ms"
+            )
+        if not 1 <= self.data.calib_images <= 512:
+            raise UsageError(f"--calib-images {self.data.calib_images}", expected="1 to 512")
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return plain values, for hashing and for the ledger."""
+        return asdict(self)
+
+
+def load_recipe(path: Path, base: Recipe | None = None) -> Recipe:
+    """Read a TOML file over `base`; raises UsageError for a missing file, bad TOML, an unknown key or a wrong type."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the recipe {path}: {error}", expected="a TOML file") from error
+    merged: Recipe = merge(base or Recipe(), raw)
+    return merged
+
+
+def merge(base: Any, raw: Mapping[str, Any], *, section: str = "") -> Any:
+    """Return `base` (a recipe or one of its sections) with the values of `raw` set."""
+    known = {entry.name: getattr(base, entry.name) for entry in fields(base)}
+    changes: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in known:
+            raise UsageError(
+                f"unknown key {section + key!r} in the recipe", expected=f"one of: {', '.join(sorted(known))}"
+            )
+        current = known[key]
+        if is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{section + key} = {value!r} in the recipe", expected=f"a table [{key}]")
+            changes[key] = merge(current, value, section=f"{section}{key}.")
+        else:
+            changes[key] = _converted(section + key, value, current)
+    return replace(base, **changes)
+
+
+def _converted(key: str, value: Any, current: Any) -> Any:
+    if isinstance(current, tuple):
+        return tuple(value) if isinstance(value, list) else (value,)
+    allowed: tuple[type, ...] = (str, float, int) if current is None else (type(current),)
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(current, bool)):
+        names = " or ".join(kind.__name__ for kind in allowed)
+        raise UsageError(f"{key} = {value!r} in the recipe", expected=names)
+    return value
