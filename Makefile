@@ -1,0 +1,40 @@
+# Two commands on a fresh machine with Python ≥ 3.11 and pip:  make demo   and   make test
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SECONDS_PER_MEASUREMENT ?= 1.5
+
+.PHONY: demo test lint types clean
+
+demo: $(VENV)/.run
+	$(BIN)/vitesse optimize examples/fashion/detr_fashion.onnx --data examples/fashion/detr --target cpu \
+		--seconds $(SECONDS_PER_MEASUREMENT) --out demo/detr
+	$(BIN)/vitesse optimize examples/fashion/vit_fashion.onnx --data examples/fashion/vit --target cpu \
+		--seconds $(SECONDS_PER_MEASUREMENT) --out demo/vit
+	$(BIN)/vitesse predict demo/detr examples/fashion/detr/val/000001.jpg --draw demo/boxes.png
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo build dist src/*.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[optimize,openvino]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet -e '.[optimize,openvino,dev]'
+	touch $@
