@@ -143,7 +143,7 @@ def _details(row: Row) -> tuple[str, ...]:
         diverging = (
             f"; first diverging tensor {row.parity.first_diverging}" if row.parity.first_diverging else ""
         )
-        distance = f"cosine {row.parity.cosine:.6f}, largest difference {row.parity.max_abs:.2g}"
+        distance = f"cosine {row.parity.cosine:.6f}, largest difference {_short(row.parity.max_abs)}"
         found.append(f"against the untouched model: {distance}{where}{diverging}")
     return (*found, *row.notes)
 
@@ -167,6 +167,11 @@ def decimal(value: float) -> str:
     magnitude = abs(value)
     digits = 3 if magnitude < 0.1 else 2 if magnitude < 100 else 1 if magnitude < 1000 else 0
     return f"{value:,.{digits}f}"
+
+
+def _short(value: float) -> str:
+    """Write a difference of any size with two digits and a minus that no line breaks after: 2.4e−06."""
+    return f"{value:.2g}".replace("-", "−")
 
 
 def signed(value: float) -> str:

@@ -138,8 +138,7 @@ class _Plot:
         ordered = sorted(self.points, key=lambda one: rank.get(one.kind, 3))
         anchors = [(self.x.at(one.latency_ms), self.y.at(one.accuracy)) for one in ordered]
         texts = [self._label(one) for one in ordered]
-        taken = [self._floor_label(), *([self._budget_label()] if self._budget_shown() else [])]
-        boxes = place_labels(anchors, texts, self.frame, taken)
+        boxes = place_labels(anchors, texts, self.frame, self._taken())
         parts = []
         for anchor, box in zip(anchors, boxes, strict=True):
             parts.append(_leader(anchor, box))
@@ -149,6 +148,15 @@ class _Plot:
         for point, text, anchor, box in zip(ordered, texts, anchors, boxes, strict=True):
             parts.append(_label_text(text, point.kind, anchor, box))
         return parts
+
+    def _taken(self) -> list[Box]:
+        """Return what labels must not cover: the budget lines, two pixels either side, and their texts."""
+        frame, floor = self.frame, self._floor_label()
+        boxes = [floor, Box(frame.left, floor.top - 3, frame.right, floor.top + 1)]
+        if self._budget_shown() and self.budgets.latency_ms is not None:
+            x = self.x.at(self.budgets.latency_ms)
+            boxes += [self._budget_label(), Box(x - 2, frame.top, x + 2, frame.bottom)]
+        return boxes
 
     def _label(self, point: Point) -> str:
         if not self.y.shows(point.accuracy):

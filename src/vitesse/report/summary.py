@@ -17,6 +17,14 @@ from typing import Any
 from vitesse.ledger import Ledger, Row, Verdict
 from vitesse.report.figures import NO_REASON, decimal, metric_name, signed, times
 
+# How a verdict looks on a terminal, as a rich style.
+VERDICT_STYLES: Mapping[str, str] = {
+    Verdict.PASS: "green",
+    Verdict.REJECTED: "yellow",
+    Verdict.FAIL: "bold red",
+    Verdict.UNKNOWN: "magenta",
+}
+
 
 class Ending(StrEnum):
     """How a run ended."""
@@ -58,9 +66,12 @@ class Conclusion:
 
     def sentence(self) -> str:
         """Return the whole conclusion as one paragraph."""
-        return " ".join(
-            text for text in (self.deploy, self.speed_words, self.cost_words, self.budget_words) if text
-        )
+        parts = (self.deploy, self.speed_words, self.cost_words, self.budget_words)
+        return " ".join(text for text in parts if text)
+
+    def lead(self) -> str:
+        """Return the sentence under the title; a success leaves the figures to the facts beside it."""
+        return self.speed_words if self.ending is Ending.FASTER else self.sentence()
 
 
 def conclude(ledger: Ledger) -> Conclusion:
