@@ -66,6 +66,7 @@ class Classification:
     """Classes of one image, highest score first.
 
     labels: (k,) int64 class indices; scores: (k,) float32 softmax probabilities in 0..1; names: k class names.
+    k = 0 when the model gave NaN throughout.
     """
 
     labels: NDArray[np.int64]
@@ -74,7 +75,8 @@ class Classification:
 
     def draw(self, image: ImageSource) -> Image.Image:
         """Return a copy of `image` with the first class and its score written on it."""
-        return draw_caption(image, f"{self.names[0]} {self.scores[0]:.0%}")
+        caption = f"{self.names[0]} {self.scores[0]:.0%}" if self.names else "no class: NaN"
+        return draw_caption(image, caption)
 
 
 Result = Detections | Classification

@@ -1,0 +1,226 @@
+"""Any image a user has → RGB pixels; what cannot be one is refused by name, before it costs memory."""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from vitesse.errors import DataError
+
+ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# Pillow's own limit, 268 MB of RGB: above any camera's single shot, below what a server should decode.
+MAX_PIXELS = 89_478_485
+
+_ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4 A
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# `catch_warnings` swaps a process-wide list, so threads that decode at the same time must take turns in it.
+_warnings_turn = threading.Lock()
+
+
+def decode_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Return the picture as RGB: uint8 (height, width, 3), values 0..255, upright by its EXIF orientation.
+
+    Args:
+        source: a path, the bytes of an image file, a Pillow image, or uint8 pixels: (H, W, 3) RGB, (H, W) gray.
+            Files may be JPEG, PNG, WebP, BMP, TIFF or GIF; of several frames the first is taken.
+        max_pixels: largest width x height that is decoded; compared with the header before any pixel is read.
+
+    Gray is repeated on three channels, transparency is laid on white, CMYK and palettes are converted, 16-bit
+    gray is rounded to 8 bits.
+
+    Raises:
+        DataError: names the file and the cause: missing, empty, damaged, no image, too large, float pixels.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, max_pixels)
+    if isinstance(source, Image.Image):
+        return _from_pillow(source, f"the {source.mode} image", max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _from_stream(io.BytesIO(source), f"the image ({len(source)} bytes)", len(source), max_pixels)
+    if isinstance(source, str | Path):
+        return _from_file(Path(source), max_pixels)
+    raise DataError(
+        f"cannot read an image from {type(source).__name__}",
+        expected="a path, the bytes of an image file, a Pillow image or a uint8 array",
+    )
+
+
+def _from_file(path: Path, max_pixels: int) -> Pixels:
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, io.SEEK_END)
+            stream.seek(0)
+            return _from_stream(stream, str(path), size, max_pixels)
+    except FileNotFoundError as error:
+        raise DataError(f"no image at {path}", cause="a typing error, or the file was moved") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder", expected="an image file") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
+
+
+def _from_stream(stream: BinaryIO, name: str, size: int, max_pixels: int) -> Pixels:
+    if size == 0:
+        raise DataError(
+            f"{name} is empty (0 bytes)",
+            expected="an image file",
+            cause="a download or copy that was cut off",
+        )
+    try:
+        with _without_warnings():
+            image = Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{name} is not an image that can be read",
+            expected="JPEG, PNG, WebP, BMP, TIFF or GIF",
+            cause="another kind of file under this name, or a damaged header",
+            fix="convert it to JPEG or PNG, or remove it",
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, str(error), max_pixels) from error
+    except Exception as error:  # Pillow's parsers raise many kinds on damaged headers
+        raise _damaged(name, error) from error
+    with image:
+        return _from_pillow(image, name, max_pixels)
+
+
+def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Pixels:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _too_large(name, f"{width}×{height} = {width * height} pixels", max_pixels)
+    if width == 0 or height == 0:
+        raise DataError(f"{name} has no pixels: {width}×{height}", expected="width and height of at least 1")
+    try:
+        if image.format in {
+            "TIFF",
+            "GIF",
+        }:  # their decoders warn; the others are silent and need not take turns
+            with _without_warnings():
+                image.load()
+        else:
+            image.load()
+        upright = _upright(image)
+        return _rgb(upright, name)
+    except DataError:
+        raise
+    except (
+        Exception
+    ) as error:  # OSError, SyntaxError, ValueError, struct.error …: whatever a damaged file provokes
+        raise _damaged(name, error) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        with _without_warnings():
+            turn = _TURN.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged EXIF says nothing about the pixels, and they are already decoded
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image, name: str) -> Pixels:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return np.asarray(image)
+    if image.mode.startswith("I"):
+        return _gray_to_rgb(_eight_bits(np.asarray(image), name))
+    if image.mode == "F":
+        raise DataError(
+            f"{name} holds float pixels",
+            expected="8 or 16 bits a channel",
+            fix="scale it to 0..255 and save as PNG",
+        )
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _eight_bits(values: NDArray[np.generic], name: str) -> Pixels:
+    """16-bit gray → 8-bit, rounded: 65535 becomes 255."""
+    wide = values.astype(np.int64)
+    low, high = int(wide.min()), int(wide.max())
+    if low < 0 or high > 65535:
+        raise DataError(
+            f"{name} holds 32-bit gray values from {low} to {high}",
+            expected="8 or 16 bits a channel",
+            fix="scale it to 0..255 and save as PNG",
+        )
+    return ((wide * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def _from_array(array: NDArray[np.generic], max_pixels: int) -> Pixels:
+    shape = "×".join(map(str, array.shape)) or "a scalar"
+    if array.dtype != np.uint8:
+        fix = "np.clip(image, 0, 255).astype(np.uint8), times 255 before if it lies in 0..1"
+        raise DataError(
+            f"an image array of dtype {array.dtype}", expected="uint8 with values 0..255", fix=f"pass {fix}"
+        )
+    gray = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    if not gray and (array.ndim != 3 or array.shape[2] != 3):
+        channels_first = array.ndim == 3 and array.shape[0] == 3
+        raise DataError(
+            f"an image array of shape {shape}",
+            expected="(height, width, 3) in RGB order, or (height, width) gray",
+            cause="channels first" if channels_first else "",
+            fix="pass image.transpose(1, 2, 0)"
+            if channels_first
+            else "pass images one at a time, without alpha",
+        )
+    if array.size == 0:
+        raise DataError(f"the image array has no pixels: {shape}", expected="height and width of at least 1")
+    if array.shape[0] * array.shape[1] > max_pixels:
+        raise _too_large("the image array", shape, max_pixels)
+    pixels = array.astype(np.uint8, copy=False)
+    return _gray_to_rgb(pixels.reshape(pixels.shape[:2])) if gray else pixels
+
+
+def _gray_to_rgb(gray: Pixels) -> Pixels:
+    return np.repeat(gray[..., None], 3, axis=2)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep Pillow's warnings (large image, odd metadata) away from the user: the size check here decides."""
+    with _warnings_turn, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _too_large(name: str, found: str, max_pixels: int) -> DataError:
+    return DataError(
+        f"{name} is too large: {found}",
+        expected=f"at most {max_pixels} pixels",
+        cause="a decompression bomb, or a scan at full resolution",
+        fix="scale the image down, or raise max_pixels",
+    )
+
+
+def _damaged(name: str, error: Exception) -> DataError:
+    return DataError(
+        f"{name} is damaged: {error or type(error).__name__}",
+        expected="a complete image file",
+        cause="a download or copy that was cut off",
+        fix="fetch it again, or remove it",
+    )

@@ -1,0 +1,174 @@
+"""RGB pixels → the tensor a model takes, exactly as its spec says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import floor
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitesse.data.boxes import Placement
+from vitesse.data.images import MAX_PIXELS, Pixels
+from vitesse.errors import DataError, SpecError
+from vitesse.spec import ModelSpec, Preprocessing, Resize
+
+
+def prepare(image: Pixels, spec: ModelSpec, name: str = "") -> NDArray[np.float32]:
+    """Return one image as the model takes it: float32 (3, H, W) or (H, W, 3) by the spec's layout, unbatched.
+
+    Each value is ((pixel x scale) - mean) / std of its channel in float32, read from a table of 256 entries.
+
+    Args:
+        image: uint8 (height, width, 3) RGB, as `decode_image` returns it.
+        spec: says size, resize rule, normalisation, layout and channel order.
+        name: what the errors call the image, best its path.
+
+    Raises:
+        DataError: the spec forbids resizing and the size is wrong, or the shape is too extreme to be cropped.
+        SpecError: the spec's filter, layout, colour order or std is not one that exists.
+    """
+    tensor = np.zeros(_shape(spec.preprocessing), np.float32)
+    _fill(tensor, image, spec.preprocessing, name)
+    return tensor
+
+
+def feeds(
+    images: Sequence[Pixels], spec: ModelSpec, names: Sequence[str] = ()
+) -> dict[str, NDArray[np.generic]]:
+    """Return a batch of model inputs: images float32 (N, …) and, where the spec has one, sizes int64 (N, 2).
+
+    The sizes are those of the original images; where the spec letterboxes or crops they are the tensor's own
+    size, because a graph can only scale boxes by them, and `decode` maps those boxes back.
+
+    Raises:
+        DataError, SpecError: as `prepare`.
+    """
+    rules = spec.preprocessing
+    batch = np.zeros((len(images), *_shape(rules)), np.float32)
+    for index, image in enumerate(images):
+        _fill(batch[index], image, rules, names[index] if names else f"image {index} of the batch")
+    inputs: dict[str, NDArray[np.generic]] = {spec.image_input: batch}
+    if spec.size_input is not None:
+        scaled = boxes_in_input_pixels(spec)
+        sizes = [rules.size if scaled else image.shape[:2] for image in images]
+        pairs = np.array(sizes, np.int64).reshape(-1, 2)
+        inputs[spec.size_input] = pairs[:, ::-1].copy() if spec.size_order == "wh" else pairs
+    return inputs
+
+
+def boxes_in_input_pixels(spec: ModelSpec) -> bool:
+    """Say whether a graph with its post-processor inside answers in pixels of its input tensor.
+
+    It does when nobody tells it the original size, and when padding or cropping makes that size useless.
+    """
+    return spec.size_input is None or spec.preprocessing.resize in {Resize.LETTERBOX, Resize.CROP}
+
+
+def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placement:
+    """Return where an image of `size` (height, width) comes to lie in the input tensor.
+
+    CROP scales until the image covers size / crop_ratio, rounded down as timm and torchvision do, and takes
+    the centre; LETTERBOX scales until it fits and leaves the rest at the right and below empty.
+
+    Raises:
+        DataError: the spec forbids resizing and the size is wrong, or cropping would first make a huge image.
+    """
+    height, width = size
+    target_height, target_width = rules.size
+    if rules.resize is Resize.STRETCH:
+        return Placement(size, rules.size)
+    if rules.resize is Resize.NONE:
+        if size != rules.size:
+            raise _wrong_size(size, rules, name)
+        return Placement(size, size)
+    if rules.resize is Resize.LETTERBOX:
+        ratio = min(target_height / height, target_width / width)
+        fitted = (
+            min(target_height, max(1, round(height * ratio))),
+            min(target_width, max(1, round(width * ratio))),
+        )
+        return Placement(size, fitted)
+    cover_height, cover_width = (
+        floor(target_height / rules.crop_ratio),
+        floor(target_width / rules.crop_ratio),
+    )
+    if cover_height * width <= cover_width * height:  # the width decides
+        resized = (int(cover_width * height / width), cover_width)
+    else:
+        resized = (cover_height, int(cover_height * width / height))
+    if resized[0] * resized[1] > MAX_PIXELS:
+        raise DataError(
+            f"{name or 'the image'} is {width}×{height}: scaled for the centre crop it would be "
+            f"{resized[1]}×{resized[0]}",
+            expected=f"at most {MAX_PIXELS} pixels after scaling",
+            cause="an image that is a thin line",
+            fix="remove the image",
+        )
+    top, left = round((resized[0] - target_height) / 2), round((resized[1] - target_width) / 2)
+    return Placement(size, resized, left=-left, top=-top)
+
+
+def _fill(tensor: NDArray[np.float32], image: Pixels, rules: Preprocessing, name: str) -> None:
+    """Write the normalised image into `tensor`; what it does not cover stays as it was."""
+    height, width = image.shape[:2]
+    placed = place((height, width), rules, name)
+    if placed.resized != (height, width):
+        size = (placed.resized[1], placed.resized[0])
+        image = np.asarray(Image.fromarray(image).resize(size, _filter(rules.resample)))
+    top, left = -placed.top, -placed.left
+    image = image[top : top + rules.size[0], left : left + rules.size[1]]
+    rows, columns = image.shape[:2]
+    table = _table(rules)
+    for channel in range(3):
+        position = channel if rules.color == "RGB" else 2 - channel
+        plane = tensor[position] if rules.layout == "NCHW" else tensor[..., position]
+        # every uint8 is a valid index: "clip" only spares numpy the bounds check and its buffer
+        np.take(table[channel], image[..., channel], out=plane[:rows, :columns], mode="clip")
+
+
+@lru_cache(maxsize=64)
+def _table(rules: Preprocessing) -> NDArray[np.float32]:
+    """(3, 256) float32: every pixel value normalised, per RGB channel, rounded as in float32 arithmetic."""
+    if any(not np.isfinite(value) or value == 0 for value in rules.std):
+        raise SpecError(f"the spec's std is {rules.std}", expected="three numbers other than 0")
+    scaled = (np.arange(256) * rules.scale).astype(np.float32)
+    mean, std = np.array(rules.mean, np.float32), np.array(rules.std, np.float32)
+    return (scaled[None] - mean[:, None]) / std[:, None]
+
+
+@lru_cache(maxsize=64)
+def _shape(rules: Preprocessing) -> tuple[int, int, int]:
+    height, width = rules.size
+    if rules.color not in {"RGB", "BGR"}:
+        raise SpecError(f"the spec's color is {rules.color!r}", expected="'RGB' or 'BGR'")
+    if min(rules.size) < 1 or not 0 < rules.crop_ratio <= 1:
+        raise SpecError(
+            f"the spec's size is {rules.size}, its crop_ratio {rules.crop_ratio}",
+            expected="height and width of at least 1; a crop_ratio above 0, at most 1",
+        )
+    if rules.layout == "NCHW":
+        return (3, height, width)
+    if rules.layout == "NHWC":
+        return (height, width, 3)
+    raise SpecError(f"the spec's layout is {rules.layout!r}", expected="'NCHW' or 'NHWC'")
+
+
+def _filter(name: str) -> Image.Resampling:
+    try:
+        return Image.Resampling[name.upper()]
+    except KeyError as error:
+        known = ", ".join(filter_.name.lower() for filter_ in Image.Resampling)
+        raise SpecError(f"the spec's resample is {name!r}", expected=f"one of: {known}") from error
+
+
+def _wrong_size(size: tuple[int, int], rules: Preprocessing, name: str) -> DataError:
+    height, width = size
+    return DataError(
+        f"{name or 'the image'} is {width}×{height} (width×height)",
+        expected=f"{rules.size[1]}×{rules.size[0]}: the spec says that images are not resized",
+        cause="images of another data set, or a spec that should resize",
+        fix='resize the images, or set resize = "stretch" in the spec',
+    )
