@@ -1,0 +1,189 @@
+"""Whether a step is kept: a verdict and its reason in plain words, from what was measured.
+
+Nothing here measures. What is missing, or not a number, leads to UNKNOWN; unknown is never a pass.
+
+    order of the questions          structural (clean, fuse)      precision (int8)           build (other runtime)
+    1 outputs NaN, Inf, constant    FAIL                          FAIL                       FAIL
+    2 equal to what it came from    else FAIL                     not asked                  else FAIL, wider limits
+    3 accuracy inside the budget    else REJECTED                 else REJECTED              else REJECTED
+    4 speed against the step before not slower, else REJECTED     faster, else REJECTED      faster, else REJECTED
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vitesse.ledger import Parity, Verdict
+from vitesse.verify.health import Finding
+
+METRIC_NAMES = {"coco_ap": "AP", "top1": "top-1", "agreement": "agreement with the original"}
+
+
+class StepKind(StrEnum):
+    """What a step promises."""
+
+    SOURCE = "source"  # the model as it came: nothing to compare it with
+    STRUCTURAL = "structural"  # the same numbers from fewer or other operators
+    PRECISION = "precision"  # other numbers, inside the accuracy budget
+    BUILD = "build"  # another runtime: the same numbers up to its arithmetic
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Time of the step before over time of this step (above 1: faster), with its 95 % confidence interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured about one step.
+
+    kind: what the step promises.
+    metric: `coco_ap`, `top1` or `agreement`; images: on how many.
+    value: accuracy in 0..1; drop: points lost against the source, negative = gained; None = unknown,
+        and `accuracy_reason` says why.
+    parity: distance to the outputs this step has to reproduce: of the untouched model, or, after a precision
+        step, of that step's artifact. Asked for structural and build steps.
+    findings: from `health` and `parity`.
+    speed: against the step before; None = not measured, and `speed_reason` says why.
+    """
+
+    kind: StepKind
+    metric: str = ""
+    images: int = 0
+    value: float | None = None
+    drop: float | None = None
+    accuracy_reason: str = ""
+    parity: Parity | None = None
+    parity_reason: str = ""
+    findings: tuple[Finding, ...] = ()
+    speed: Speed | None = None
+    speed_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a step may cost.
+
+    max_drop: points of accuracy (0.5 = half a point) against the source.
+    max_rel, min_cosine: parity of structural steps. float32 rounding through a deep model stays near 1e-5;
+        a changed operator shows as 1e-2 or more.
+    build_max_rel, build_min_cosine: parity of another runtime, which may sum and round differently.
+    slack: how much slower than the step before a structural step may be (0.01 = 1 %).
+    """
+
+    max_drop: float = 0.5
+    max_rel: float = 1e-3
+    min_cosine: float = 0.9999
+    build_max_rel: float = 0.05
+    build_min_cosine: float = 0.999
+    slack: float = 0.01
+
+
+def judge(step: Evidence, limits: Limits) -> tuple[Verdict, str]:
+    """Return the verdict and the reason to print beside it."""
+    broken = [finding.text for finding in step.findings if finding.fatal]
+    if broken:
+        return Verdict.FAIL, "; ".join(broken)
+    for question in (_parity, _accuracy, _speed):
+        answer = question(step, limits)
+        if answer is not None:
+            return answer
+    return Verdict.PASS, _praise(step)
+
+
+def notes(step: Evidence, limits: Limits) -> tuple[str, ...]:
+    """Return what a reader should know beside the verdict: suspicions, and how sharp the images can tell."""
+    said = [finding.text for finding in step.findings if not finding.fatal]
+    if step.images and 100 / step.images > limits.max_drop:
+        weight = 100 / step.images
+        said.append(
+            f"on {step.images} images one image weighs {weight:.1f} points of {_metric(step)}: a drop of "
+            f"{limits.max_drop:g} points cannot be told from chance; the verdict follows the measured value"
+        )
+    return tuple(said)
+
+
+def _parity(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
+    if step.kind in (StepKind.SOURCE, StepKind.PRECISION):
+        return None
+    if step.parity is None:
+        return Verdict.UNKNOWN, f"the outputs were not compared: {step.parity_reason or 'no reason given'}"
+    structural = step.kind is StepKind.STRUCTURAL
+    max_rel = limits.max_rel if structural else limits.build_max_rel
+    min_cosine = limits.min_cosine if structural else limits.build_min_cosine
+    relative, cosine = step.parity.max_rel, step.parity.cosine
+    # Written as "not inside" so that NaN never counts as equal.
+    if relative is not None and relative <= max_rel and cosine >= min_cosine:
+        return None
+    return Verdict.FAIL, _difference(step.parity, max_rel, min_cosine)
+
+
+def _difference(parity: Parity, max_rel: float, min_cosine: float) -> str:
+    relative = "an unknown part" if parity.max_rel is None else f"{100 * parity.max_rel:.3g} %"
+    text = (
+        f"the outputs differ from the model before: `{parity.worst_output}` by up to {relative} of its range "
+        f"(allowed {100 * max_rel:g} %), smallest cosine {parity.cosine:.6f} (at least {min_cosine:g})"
+    )
+    return f"{text}; first diverging: {parity.first_diverging}" if parity.first_diverging else text
+
+
+def _accuracy(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
+    known = step.value if step.kind is StepKind.SOURCE else step.drop
+    if known is None or math.isnan(known):
+        return Verdict.UNKNOWN, f"accuracy is unknown: {step.accuracy_reason or 'no reason given'}"
+    if step.kind is StepKind.SOURCE or known <= limits.max_drop:
+        return None
+    return Verdict.REJECTED, f"loses {_points(known)} of {_metric(step)} (budget {limits.max_drop:g})"
+
+
+def _speed(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
+    if step.kind is StepKind.SOURCE:
+        return None
+    speed = step.speed
+    if speed is None or not all(map(math.isfinite, (speed.ratio, speed.low))) or math.isnan(speed.high):
+        return Verdict.UNKNOWN, f"speed was not measured: {step.speed_reason or 'no reason given'}"
+    if step.kind is StepKind.STRUCTURAL:
+        slower = speed.high < 1.0 and speed.ratio < 1.0 - limits.slack
+        return (Verdict.REJECTED, _slower(speed)) if slower else None
+    if speed.low > 1.0:
+        return None
+    if speed.high < 1.0:
+        return Verdict.REJECTED, _slower(speed)
+    interval = f"{speed.low:.2f} to {speed.high:.2f}"
+    return (
+        Verdict.REJECTED,
+        f"not faster than the step before: {speed.ratio:.2f}× with 95 % between {interval}, so 1 is possible",
+    )
+
+
+def _slower(speed: Speed) -> str:
+    percent = 100 * (1 / speed.ratio - 1)
+    return f"{percent:.{0 if percent >= 1 else 1}f} % slower than the step before"
+
+
+def _praise(step: Evidence) -> str:
+    if step.kind is StepKind.SOURCE:
+        return f"the starting point: {_metric(step)} {step.value:.4f} on {step.images} images"
+    assert step.drop is not None and step.speed is not None
+    return f"{_metric(step)} {_change(step.drop)}, {step.speed.ratio:.2f}× as fast as the step before"
+
+
+def _change(drop: float) -> str:
+    if abs(drop) < 0.005:
+        return "unchanged"
+    return f"{_points(drop)} lower, inside the budget" if drop > 0 else f"{_points(-drop)} higher"
+
+
+def _points(value: float) -> str:
+    text = f"{value:.2f}" if value < 1 else f"{value:.1f}"
+    return f"{text} points"
+
+
+def _metric(step: Evidence) -> str:
+    return METRIC_NAMES.get(step.metric, step.metric or "accuracy")
