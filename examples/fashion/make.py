@@ -55,7 +55,9 @@ DETR_VAL, DETR_CALIB, VIT_VAL, VIT_CALIB = 100, 32, 500, 100
 
 def main() -> None:
     """Export both models and copy the subsets of images."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sources", type=Path)
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
@@ -77,7 +79,9 @@ def make_vit(source: Path, out: Path) -> None:
     export(model, torch.zeros(2, 3, 56, 56), VIT_SPEC, out / "vit_fashion.onnx")
     for split, count in (("val", VIT_VAL), ("calib", VIT_CALIB)):
         for folder in sorted((source / split).iterdir()):
-            copy_images(sorted(folder.glob("*.png"))[: count // len(CLASSES)], out / "vit" / split / folder.name)
+            copy_images(
+                sorted(folder.glob("*.png"))[: count // len(CLASSES)], out / "vit" / split / folder.name
+            )
 
 
 def export(model: nn.Module, example: torch.Tensor, spec: ModelSpec, path: Path) -> None:

@@ -67,7 +67,13 @@ class Store:
         self.folder = folder
 
     def put(
-        self, content: bytes, spec: ModelSpec, provenance: Provenance, *, backend: str = "onnxruntime", suffix: str
+        self,
+        content: bytes,
+        spec: ModelSpec,
+        provenance: Provenance,
+        *,
+        backend: str = "onnxruntime",
+        suffix: str,
     ) -> Artifact:
         """Write `content` atomically under `STAGE-HASH.suffix` and return the artifact.
 

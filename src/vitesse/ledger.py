@@ -79,7 +79,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Row:
-    """One step. `gain_spread` is the interquartile range of the paired per-round ratios behind `gain`."""
+    """One step. `gain_spread` is the interquartile range of the paired per-round ratios behind `gain`;
+
+    `run_options` are the LoadOptions the figures were taken with, `seconds` the time the step and its checks took.
+    """
 
     stage: str
     verdict: Verdict
@@ -96,6 +99,7 @@ class Row:
     load_ms: float | None = None
     cold_start_ms: float | None = None
     seconds: float | None = None
+    run_options: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unmeasured: Mapping[str, str] = field(default_factory=dict)
 
@@ -144,7 +148,9 @@ class Ledger:
         write_atomically(path, self.to_json().encode())
 
 
-def _row_from(raw: Mapping[str, Any]) -> Row:
+def row_from(raw: Mapping[str, Any]) -> Row:
+    """Build a row from parsed JSON; raises KeyError, TypeError or ValueError when it is damaged."""
+
     def build(kind: type[Any], value: Any) -> Any:
         return None if value is None else kind(**value)
 
@@ -175,7 +181,7 @@ def load_ledger(path: Path) -> Ledger:
         raw = json.loads(path.read_text())
         if raw.get("schema") != SCHEMA:
             raise ValueError(f"schema {raw.get('schema')!r}, this version reads {SCHEMA}")
-        return Ledger(**{**raw, "rows": tuple(_row_from(row) for row in raw["rows"])})
+        return Ledger(**{**raw, "rows": tuple(row_from(row) for row in raw["rows"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunFolderError(
             f"cannot read the ledger {path}: {error}",

@@ -36,11 +36,16 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     """Turn an OSError met while writing `path` into a StorageError with cause and next step."""
     causes = {
         errno.ENOSPC: ("the disk is full", "free some space and repeat the command: finished steps are kept"),
-        errno.EDQUOT: ("the quota is used up", "free some space and repeat the command: finished steps are kept"),
+        errno.EDQUOT: (
+            "the quota is used up",
+            "free some space and repeat the command: finished steps are kept",
+        ),
         errno.EROFS: ("the file system is read-only", "choose a writable folder with --out"),
         errno.EACCES: ("no permission to write there", "choose a writable folder with --out"),
     }
-    cause, fix = causes.get(error.errno or 0, (error.strerror or str(error), "choose another folder with --out"))
+    cause, fix = causes.get(
+        error.errno or 0, (error.strerror or str(error), "choose another folder with --out")
+    )
     return StorageError(f"cannot write {path}", expected="a writable folder", cause=cause, fix=fix)
 
 

@@ -1,10 +1,10 @@
 """What every runtime offers: three levels, because every runtime has them.
 
-    Backend.probe()            is it here, why not, which versions
-    Backend.build(artifact)    a file for this runtime
-    Backend.load(artifact)     Engine: weights in memory, shared; a context manager
-    Engine.session()           Session: one stream and its preallocated buffers; not thread-safe; a context manager
-    Session.run(feeds)         Outcome: outputs and the time the call took, measured by the session itself
+Backend.probe()            is it here, why not, which versions
+Backend.build(artifact)    a file for this runtime
+Backend.load(artifact)     Engine: weights in memory, shared; a context manager
+Engine.session()           Session: one stream and its preallocated buffers; not thread-safe; a context manager
+Session.run(feeds)         Outcome: outputs and the time the call took, measured by the session itself
 """
 
 from __future__ import annotations
@@ -42,20 +42,23 @@ class LoadOptions:
     `plain` loads with the runtime's default options only (the baseline a user would write by hand);
     `reference` switches every graph optimisation off (the numerical reference).
     `profile_to` is a path prefix for the runtime's own operator profile.
+    `sessions` is how many sessions will run at once, for runtimes that must know it when they compile.
     """
 
     threads: int = 0
     plain: bool = False
     reference: bool = False
     profile_to: str = ""
+    sessions: int = 1
 
 
 @dataclass(frozen=True)
 class Built:
-    """A built artifact and what the build changed (name → count, also 0)."""
+    """An artifact a stage made, what it changed (name → count, also 0), and what it left alone, with the reason."""
 
     artifact: Artifact
     changes: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def _quantize_file(
             op_types_to_quantize=list(scheme.op_types),
             nodes_to_quantize=names,
             per_channel=True,
-            reduce_range=options.reduce_range,
+            reduce_range=options.weight_bits == 7,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,

@@ -108,7 +108,7 @@ def load_npz(path: Path) -> ViT:
         ModelError: not an `.npz`, pickled content, or arrays missing, extra or of another shape than the sizes ask for.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ModelError(

@@ -1,0 +1,103 @@
+"""One image, or many, from pixels to a result with the artifact a run has chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, overload
+
+import numpy as np
+
+from vitesse.artifact import Artifact
+from vitesse.backends import backend
+from vitesse.backends.protocol import LoadOptions
+from vitesse.data.images import ImageSource, decode_image
+from vitesse.data.postprocess import decode
+from vitesse.data.preprocess import feeds
+from vitesse.data.results import Classification, Detections
+from vitesse.run import Run, open_run
+
+Result = Detections | Classification
+
+
+class Model:
+    """A loaded artifact: call it with an image, or a list of them. Not thread-safe; a context manager."""
+
+    def __init__(self, artifact: Artifact, options: LoadOptions | None = None) -> None:
+        self.artifact = artifact
+        self._engine = backend(artifact.backend).load(artifact, options)
+        self._session = self._engine.session()
+
+    @overload
+    def __call__(self, images: ImageSource) -> Result: ...
+
+    @overload
+    def __call__(self, images: Sequence[ImageSource]) -> list[Result]: ...
+
+    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Result | list[Result]:
+        """Return what is in an image, or a list for a list.
+
+        Args:
+            images: paths, encoded bytes, PIL images or uint8 arrays (height, width, 3) in RGB.
+
+        Raises:
+            DataError: an image that cannot be read, or whose size does not fit; the text names it.
+        """
+        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+            return [self._one(image) for image in images]
+        return self._one(images)
+
+    def _one(self, source: ImageSource) -> Result:
+        pixels = decode_image(source)
+        name = str(source) if isinstance(source, str | Path) else ""
+        spec = self.artifact.spec
+        outcome = self._session.run(feeds([pixels], spec, [name] if name else ()))
+        return decode(outcome.outputs, spec, [(pixels.shape[0], pixels.shape[1])])[0]
+
+    def close(self) -> None:
+        """Release the session and the weights."""
+        self._session.__exit__(None, None, None)
+        self._engine.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(run: Run | Path | str) -> Model:
+    """Load the artifact a run has chosen, with the options it was measured with.
+
+    Raises:
+        RunFolderError: no finished run there, or the artifact is not the file that was verified.
+        MissingExtra: the runtime it was built for is not installed.
+    """
+    found = run if isinstance(run, Run) else open_run(Path(run))
+    return Model(found.artifact, LoadOptions(**found.ledger.chosen_row().run_options))
+
+
+def show(result: Result, path: Path, *, threshold: float, as_json: bool) -> str:
+    """Return a result as text for the terminal, or as one line of JSON."""
+    if isinstance(result, Detections):
+        shown = result.above(threshold)
+        rows = [
+            {"label": name, "score": round(float(score), 4), "box_xyxy": [round(float(side), 1) for side in box]}
+            for name, score, box in zip(shown.names, shown.scores, shown.boxes_xyxy, strict=True)
+        ]
+    else:
+        rows = [
+            {"label": name, "score": round(float(score), 4)}
+            for name, score in zip(result.names[:5], result.scores[:5], strict=True)
+        ]
+    if as_json:
+        return json.dumps({"image": str(path), "results": rows})
+    lines = [f"{path}: nothing scores {threshold:g} or more" if not rows else str(path)]
+    for row in rows:
+        box = "  " + " ".join(f"{side:7.1f}" for side in np.ravel(row["box_xyxy"])) if "box_xyxy" in row else ""
+        lines.append(f"  {row['score']:.3f}  {row['label']:<16}{box}".rstrip())
+    return "\n".join(lines)

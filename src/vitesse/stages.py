@@ -1,0 +1,96 @@
+"""Each stage alone: an artifact in, a new artifact and what changed out. The order of them stands in pipeline.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx
+
+from vitesse.artifact import Artifact, Provenance, Store
+from vitesse.backends import backend
+from vitesse.backends.protocol import Built, Tensors
+from vitesse.data.open import open_dataset
+from vitesse.data.preprocess import feeds
+from vitesse.data.dataset import Split
+from vitesse.errors import UsageError
+from vitesse.fusion import Fused, clean_model, fuse_model
+from vitesse.precision.int8 import SCHEMES, Scheme, applicable_schemes, quantize as quantize_by_scheme
+from vitesse.recipe import Int8Options
+from vitesse.sources.onnx_file import check_spec_against, load_onnx
+from vitesse.sources.spec_file import find_spec
+from vitesse.storage import sha256_of
+
+
+def open_model(path: str | Path, *, preset: str | None = None, spec: str | Path | None = None) -> Artifact:
+    """Take in an ONNX file with its spec.
+
+    Args:
+        preset: how to feed a foreign model: deimv2, rtdetr, detr, vit or imagenet.
+        spec: a TOML file that says the same; without both, the spec in the file's metadata.
+
+    Raises:
+        ModelError: the file is not a whole, valid ONNX model.
+        SpecError: no spec, or one that contradicts the graph.
+    """
+    file = Path(path)
+    model = load_onnx(file)
+    found = find_spec(model, preset=preset, spec_file=None if spec is None else Path(spec))
+    check_spec_against(model, found)
+    return Artifact(file, sha256_of(file), file.stat().st_size, found, Provenance("source"))
+
+
+def clean(artifact: Artifact, store: Store | None = None) -> Built:
+    """Fold constants, remove dead code and shape arithmetic; outputs stay the same up to rounding."""
+    return _rewrite("clean", clean_model, artifact, store)
+
+
+def fuse(artifact: Artifact, store: Store | None = None) -> Built:
+    """Replace decomposed LayerNorm, GELU, attention and BatchNorm by one operator each."""
+    return _rewrite("fuse", fuse_model, artifact, store)
+
+
+def quantize(
+    artifact: Artifact, images: str | Path | Split, scheme: str = "int8", store: Store | None = None
+) -> Built:
+    """Quantise to INT8, calibrated on `images` (a folder, or a split of a data set).
+
+    Raises:
+        UsageError: the scheme is unknown or there is nothing it could quantise in this graph.
+    """
+    split = images if isinstance(images, Split) else open_dataset(Path(images)).calib
+    schemes = {one.name: one for one in applicable_schemes(onnx.load(artifact.path))}
+    if scheme not in schemes:
+        raise UsageError(
+            f"scheme {scheme!r} does not apply to {artifact.path.name}",
+            expected=f"one of: {', '.join(schemes) or 'none: the graph has no layer to quantise'}",
+        )
+    options = Int8Options(weight_bits=weight_bits_here())
+    return quantize_by_scheme(artifact, _beside(artifact, store), calibration_feeds(split, artifact), schemes[scheme], options)
+
+
+def build(artifact: Artifact, target: str = "onnxruntime", store: Store | None = None) -> Built:
+    """Build for one runtime; raises MissingExtra where it is not installed, BackendError where it refuses the graph."""
+    return backend(target).build(artifact, _beside(artifact, store))
+
+
+def calibration_feeds(split: Split, artifact: Artifact) -> Iterator[Tensors]:
+    """Read and prepare one image at a time."""
+    for sample, pixels in split:
+        yield feeds([pixels], artifact.spec, [str(sample.path)])
+
+
+def _rewrite(
+    stage: str, rewrite: Callable[[onnx.ModelProto], Fused], artifact: Artifact, store: Store | None
+) -> Built:
+    done = rewrite(load_onnx(artifact.path))
+    provenance = Provenance(stage, artifact.sha256)
+    made = _beside(artifact, store).put(
+        done.model.SerializeToString(), artifact.spec, provenance, suffix=".onnx"
+    )
+    notes = tuple(f"{name}: {reason}" for name, reasons in done.reasons.items() for reason in reasons)
+    return Built(made, done.changes, notes)
+
+
+def _beside(artifact: Artifact, store: Store | None) -> Store:
+    return store or Store(artifact.path.parent)
