@@ -21,8 +21,12 @@ from vitesse.backends.feeds import check_feeds
 from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, TensorInfo, Tensors
 from vitesse.errors import BackendError
 
-# Shapes whose output buffers a session keeps: enough for a server's batch sizes, bounded for free image sizes.
+# Shapes whose output buffers a session keeps: a server's batch sizes fit, free image sizes stay bounded.
 _KEPT_SHAPES = 16
+
+# How long idle threads wait for work by spinning. Not at all costs a quarter of the speed of small models; the
+# default keeps every core busy for about 30 ms after each call. See docs/benchmarking.md for the figures.
+_SPIN_US = 1000
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -209,6 +213,7 @@ def _session_options(options: LoadOptions) -> Any:
     made.intra_op_num_threads = options.threads
     made.inter_op_num_threads = 1
     made.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    made.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     if options.reference:
         made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return made
