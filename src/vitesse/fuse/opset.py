@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import onnx
 import onnx_ir as ir
 from onnxscript.version_converter import ConvertVersionPass
 
@@ -29,7 +30,7 @@ def raise_opset(model: ir.Model, version: int) -> None:
     before = opset_of(model)
     if before >= version:
         return
-    with _quiet("onnxscript.version_converter"):
+    with quiet("onnxscript.version_converter"):
         ConvertVersionPass(target_version=version, fallback=True)(model)
     if opset_of(model) != version:
         raise ModelError(
@@ -41,8 +42,8 @@ def raise_opset(model: ir.Model, version: int) -> None:
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """The converter warns about taking its fallback and about failing; the result is checked instead."""
+def quiet(name: str) -> Iterator[None]:
+    """Silence a logger of a library whose warnings are not for the user; the result is checked instead."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -50,3 +51,10 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def raise_ir_version(model: ir.Model) -> None:
+    """Set the file format version that the imported operator sets need, in place."""
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    needed = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+    model.ir_version = max(model.ir_version, needed)

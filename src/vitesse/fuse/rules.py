@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
-from onnxscript.rewriter import MatchStatus, RewriteRule, RewriteRuleSet
+from onnxscript.rewriter import MatchResult, MatchStatus, RewriteRule, RewriteRuleSet
+from onnxscript.rewriter.pattern import OrValue, RewriteRuleClassBase
 
 from vitesse.fuse.opset import opset_of, raise_opset
 
@@ -20,6 +21,38 @@ from vitesse.fuse.opset import opset_of, raise_opset
 _USED_ELSEWHERE = "Matched nodes have other uses preventing replacement."
 # A rewrite can uncover the next match; more rounds than this mean a rule that matches its own result.
 _MOST_ROUNDS = 20
+
+
+class LeftAlone(Exception):
+    """Why a match is not rewritten; the text reaches the report."""
+
+
+class FusionRule(RewriteRuleClassBase):  # type: ignore[misc]  # onnxscript's stubs are skipped
+    """A rewrite rule in three steps: `pattern`, `plan` (or why not), `build`.
+
+    `plan` receives the values bound in the pattern and returns what `build` needs; it raises LeftAlone.
+    """
+
+    def plan(self, *unused: Any, **values: Any) -> Any:
+        """Return what to build; raises LeftAlone with the reason why not."""
+        raise NotImplementedError
+
+    def build(self, op: Any, plan: Any) -> Any:
+        """Return the value that replaces the root of the pattern."""
+        raise NotImplementedError
+
+    def check(self, context: Any, **values: Any) -> MatchResult:
+        """Called by the rewriter after the pattern matched."""
+        result = MatchResult()
+        try:
+            self.plan(**values)
+        except LeftAlone as reason:
+            result.fail(str(reason))
+        return result
+
+    def rewrite(self, op: Any, **values: Any) -> Any:
+        """Called by the rewriter after the check passed."""
+        return self.build(op, self.plan(**values))
 
 
 @dataclass(frozen=True)
@@ -32,13 +65,13 @@ class Fusion:
         opset: lowest version of the default domain that has the operators the rewrite emits. An older model
             is raised to it, but only when a rule matches.
         commute: also match with the operands of Add, Mul, Max, … swapped. A pattern with k such nodes becomes
-            2**k patterns, so large patterns should list their forms themselves and say False.
+            2**k patterns, so large ones use `either` where the order really varies.
     """
 
     name: str
     rules: tuple[RewriteRule, ...]
     opset: int = 1
-    commute: bool = True
+    commute: bool = False
 
     def rule_sets(self) -> tuple[RewriteRuleSet, ...]:
         """One set per rule, holding its commuted forms."""
@@ -137,3 +170,8 @@ def scalar(value: ir.Value | None) -> float | None:
     """The number a constant with a single element holds, or None."""
     array = constant(value)
     return float(array.item()) if array is not None and array.size == 1 else None
+
+
+def either(operator: Any, left: Any, right: Any) -> Any:
+    """Pattern of a commutative operator in both operand orders; not for the root of a pattern."""
+    return OrValue([operator(left, right), operator(right, left)])
