@@ -19,6 +19,7 @@ import onnxruntime
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.feeds import check_feeds
 from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, TensorInfo, Tensors
+from vitesse.backends.refusal import refusal
 from vitesse.errors import BackendError
 
 # Shapes whose output buffers a session keeps: a server's batch sizes fit, free image sizes stay bounded.
@@ -231,35 +232,4 @@ def _info(node: Any, path: Path) -> TensorInfo:
 
 
 def _refused(doing: str, path: Path, error: Exception) -> BackendError:
-    """Turn what ONNX Runtime or onnx raised into a BackendError that names the node, where one is meant."""
-    said = " ".join(str(error).split())
-    what = f"ONNX Runtime {onnxruntime.__version__} refuses {path} while {doing} it: {said}"
-    if not path.is_file():
-        return BackendError(what, expected="an ONNX file", cause="the file is gone", fix="check the path")
-    try:
-        nodes = list(onnx.load(path, load_external_data=False).graph.node)
-    except Exception:
-        return BackendError(
-            what,
-            expected="a readable ONNX file",
-            cause="the file is truncated or damaged, or is not ONNX",
-            fix="export or copy it again",
-        )
-    named = _meant(said, nodes)
-    if named is None:
-        return BackendError(what)
-    return BackendError(
-        what,
-        expected="operators that ONNX Runtime's CPU provider has",
-        cause=f"operator {named.op_type}, domain {named.domain or 'ai.onnx'!r}, node {named.name!r}",
-        fix="export with another opset, or try another target",
-    )
-
-
-def _meant(said: str, nodes: list[onnx.NodeProto]) -> onnx.NodeProto | None:
-    """Return the node that an error text is about: one named there, else one whose operator is."""
-    words = set(said.replace("(", " ").replace(":", " ").replace("'", " ").replace('"', " ").split())
-    by_name = [node for node in nodes if node.name and node.name in words]
-    by_operator = [node for node in nodes if node.op_type in words]
-    both = [node for node in by_name if node.op_type in words]
-    return next(iter(both or by_name or by_operator), None)
+    return refusal(f"ONNX Runtime {onnxruntime.__version__}", doing, path, error)

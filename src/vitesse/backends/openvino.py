@@ -24,6 +24,7 @@ from vitesse.artifact import Artifact, Store
 from vitesse.backends.feeds import check_feeds
 from vitesse.backends.openvino_ir import IR_SUFFIX, read_ir
 from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, TensorInfo, Tensors
+from vitesse.backends.refusal import refusal
 from vitesse.errors import BackendError
 
 _SINK = "/sink_port_0"  # what OpenVINO's ONNX reader appends to the names of results
@@ -250,16 +251,4 @@ def _batch_one(inputs: tuple[TensorInfo, ...]) -> Shapes | None:
 
 
 def _refused(doing: str, path: Path, error: Exception) -> BackendError:
-    said = " ".join(str(error).split())
-    what = f"OpenVINO {openvino.__version__} refuses {path} while {doing} it: {said}"
-    if not path.is_file():
-        return BackendError(what, expected="a model file", cause="the file is gone", fix="check the path")
-    if "No conversion rule" in said or "not supported" in said:
-        return BackendError(
-            what, expected="operators that OpenVINO has", fix="take the backend 'onnxruntime' for this model"
-        )
-    if doing == "loading":
-        return BackendError(
-            what, expected="a readable model", cause="the file is truncated or damaged", fix="make it again"
-        )
-    return BackendError(what)
+    return refusal(f"OpenVINO {openvino.__version__.partition('-')[0]}", doing, path, error)

@@ -1,0 +1,54 @@
+"""What a runtime's error text is about: a file that is gone or damaged, or a node of the graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from vitesse.errors import BackendError
+
+
+def refusal(runtime: str, doing: str, path: Path, error: Exception) -> BackendError:
+    """Turn what a runtime raised into a BackendError that says what is the matter with the file.
+
+    Args:
+        runtime: name and version for the message.
+        doing: "loading", "reading" or "running".
+        path: the model file.
+        error: what was raised; its text is kept.
+    """
+    said = " ".join(str(error).split())
+    what = f"{runtime} refuses {path} while {doing} it: {said}"
+    if not path.is_file():
+        return BackendError(what, expected="a model file", cause="the file is gone", fix="check the path")
+    try:
+        nodes = list(onnx.load(path, load_external_data=False).graph.node)
+    except Exception:  # protobuf and onnx raise a dozen kinds; each means that this is no readable ONNX
+        nodes = []
+    if doing != "running" and not nodes:
+        cause = "the file is truncated or damaged, or is something else"
+        return BackendError(
+            what, expected="a readable model file", cause=cause, fix="export or copy it again"
+        )
+    node = _meant(said, nodes)
+    if node is None:
+        return BackendError(what)
+    cause = f"operator {node.op_type}, domain {node.domain or 'ai.onnx'!r}, node {node.name!r}"
+    if doing == "running":
+        return BackendError(what, cause=cause)
+    fix = "export with another opset, or try another target"
+    return BackendError(what, expected=f"operators that {runtime} has", cause=cause, fix=fix)
+
+
+def _meant(said: str, nodes: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
+    """Return the node an error text is about: named by name and operator, by name, or by operator, in this order."""
+    words = set(re.findall(r"\w+", said))
+    by_operator = [node for node in nodes if node.op_type in words]
+    by_name = sorted(
+        (node for node in nodes if node.name and node.name in said), key=lambda node: -len(node.name)
+    )
+    both = [node for node in by_name if node.op_type in words]
+    return next(iter(both or by_name or by_operator), None)
