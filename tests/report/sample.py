@@ -19,7 +19,9 @@ ENVIRONMENT = {
 }
 
 
-def _artifact(stage: str, megabytes: float, suffix: str = ".onnx", backend: str = "onnxruntime") -> ArtifactRef:
+def _artifact(
+    stage: str, megabytes: float, suffix: str = ".onnx", backend: str = "onnxruntime"
+) -> ArtifactRef:
     digest = (stage.encode().hex() * 16)[:64]
     path = f"artifacts/{stage.replace(':', '-')}-{digest[:12]}{suffix}"
     return ArtifactRef(path, digest, int(megabytes * 1e6), backend)

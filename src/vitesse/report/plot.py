@@ -36,9 +36,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Budgets:
-    """The lines of the plot: largest drop in points, and the latency budget in ms where there is one."""
+    """The lines of the plot: lowest accuracy allowed (0..1) and the words for it, latency in ms; None: no line."""
 
-    max_drop: float
+    floor: float | None
+    floor_text: str
     latency_ms: float | None
 
 
@@ -73,8 +74,7 @@ def accuracy_plot(ledger: Ledger, *, width: int, height: int) -> str:
     points = points_of(ledger)
     if len(points) < 2:
         return ""
-    budget = None if ledger.latency_budget is None else float(ledger.latency_budget["budget_ms"])
-    plot = _Plot(points, Budgets(ledger.max_drop, budget), metric_name(ledger), width, height)
+    plot = _Plot(points, _budgets(ledger), metric_name(ledger), width, height)
     described = "; ".join(
         f"{one.label}: {decimal(one.latency_ms)} ms, {plot.metric} {one.accuracy:.4f}" for one in points
     )
@@ -82,6 +82,15 @@ def accuracy_plot(ledger: Ledger, *, width: int, height: int) -> str:
     return (
         f'<svg class="plot" role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'aria-label="{escape(f"Latency against {plot.metric}. {described}.")}">{"".join(body)}</svg>'
+    )
+
+
+def _budgets(ledger: Ledger) -> Budgets:
+    source = ledger.rows[0].accuracy
+    return Budgets(
+        None if source is None else source.value - ledger.max_drop / 100,
+        f"largest drop allowed, {ledger.max_drop:g} points",
+        None if ledger.latency_budget is None else float(ledger.latency_budget["budget_ms"]),
     )
 
 
@@ -93,13 +102,10 @@ class _Plot:
     ) -> None:
         self.points, self.budgets, self.metric = points, budgets, metric
         self.frame = Box(58, 30, width - 14, height - 48)
-        self.source = points[0]
         frame, narrow = self.frame, width < 500
-        low, high = latency_range(
-            [one.latency_ms for one in points], points[0].latency_ms, budgets.latency_ms
-        )
+        low, high = latency_range([one.latency_ms for one in points], budgets.latency_ms)
         self.x = axis(low, high, (frame.left, frame.right), most_ticks=5 if narrow else 9)
-        low, high = accuracy_range([one.accuracy for one in points], points[0].accuracy, budgets.max_drop)
+        low, high = accuracy_range([one.accuracy for one in points], budgets.floor)
         self.y = axis(low, high, (frame.bottom, frame.top), most_ticks=6)
 
     def axes(self) -> list[str]:
@@ -120,11 +126,11 @@ class _Plot:
 
     def budget_lines(self) -> list[str]:
         frame = self.frame
-        floor = self.source.accuracy - self.budgets.max_drop / 100
-        parts = [_line(frame.left, self.y.at(floor), frame.right, self.y.at(floor), "p-budget")]
-        box = self._floor_label()
-        text = self._floor_text()
-        parts.append(_text(box.right, box.bottom - 4, text, "p-note", "end"))
+        parts = []
+        if self.budgets.floor is not None:
+            y, box = self.y.at(self.budgets.floor), self._floor_label()
+            parts.append(_line(frame.left, y, frame.right, y, "p-budget"))
+            parts.append(_text(box.right, box.bottom - 4, self.budgets.floor_text, "p-note", "end"))
         if self._budget_shown() and self.budgets.latency_ms is not None:
             x = self.x.at(self.budgets.latency_ms)
             parts.append(_line(x, frame.top, x, frame.bottom, "p-budget"))
@@ -151,8 +157,10 @@ class _Plot:
 
     def _taken(self) -> list[Box]:
         """Return what labels must not cover: the budget lines, two pixels either side, and their texts."""
-        frame, floor = self.frame, self._floor_label()
-        boxes = [floor, Box(frame.left, floor.top - 3, frame.right, floor.top + 1)]
+        frame, boxes = self.frame, []
+        if self.budgets.floor is not None:
+            floor = self._floor_label()
+            boxes += [floor, Box(frame.left, floor.top - 3, frame.right, floor.top + 1)]
         if self._budget_shown() and self.budgets.latency_ms is not None:
             x = self.x.at(self.budgets.latency_ms)
             boxes += [self._budget_label(), Box(x - 2, frame.top, x + 2, frame.bottom)]
@@ -179,12 +187,9 @@ class _Plot:
             shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{7.5 if point.kind == "chosen" else 5.5}"/>'
         return f'<g class="p-mark p-{point.kind}"><title>{escape(title)}</title>{shape}</g>'
 
-    def _floor_text(self) -> str:
-        return f"largest drop allowed, {self.budgets.max_drop:g} points"
-
     def _floor_label(self) -> Box:
-        y = self.y.at(self.source.accuracy - self.budgets.max_drop / 100)
-        width = CHARACTER * len(self._floor_text())
+        y = self.y.at(self.budgets.floor or 0.0)
+        width = CHARACTER * len(self.budgets.floor_text)
         return Box(self.frame.right - width, y + 1, self.frame.right, y + 1 + LABEL_HEIGHT)
 
     def _budget_shown(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 LABEL_HEIGHT = 16.0  # pixels of the drawing, for 12 px text
 CHARACTER = 7.0  # pixels of the drawing; wider than the mean of common system fonts at 12 px
@@ -13,6 +14,7 @@ MARKER = 8.0  # half the side of the square a marker occupies
 # Sides to try around a marker, in the order they read best: right, left, above, below, then the corners.
 DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
 DISTANCES = (12.0, 24.0, 38.0, 54.0, 72.0, 92.0, 114.0)
+GRID = 9.0  # pixels between places tried anywhere
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,20 @@ def axis(low: float, high: float, pixels: tuple[float, float], *, most_ticks: in
     return Axis(low, high, pixels[0], pixels[1], ticks)
 
 
-def latency_range(latencies: Sequence[float], source: float, budget: float | None) -> tuple[float, float]:
-    """Return the range of the latency axis in ms: points up to 3× the source, the budget when near."""
-    shown = [value for value in latencies if value <= 3 * source] or [source]
+def latency_range(latencies: Sequence[float], budget: float | None) -> tuple[float, float]:
+    """Return the range of the latency axis in ms: points up to 3× the first (the source), the budget when near."""
+    shown = [value for value in latencies if value <= 3 * latencies[0]]
     if budget is not None and min(shown) / 2 <= budget <= 1.6 * max(shown):
         shown.append(budget)
     pad = max(0.14 * (max(shown) - min(shown)), 0.04 * max(shown))
     return max(0.0, min(shown) - pad), max(shown) + pad
 
 
-def accuracy_range(values: Sequence[float], source: float, max_drop: float) -> tuple[float, float]:
+def accuracy_range(values: Sequence[float], floor: float | None) -> tuple[float, float]:
     """Return the range of the accuracy axis (0..1): what lies far below must not squash the rest."""
-    budget = max_drop / 100
-    floor = source - 5 * max(budget, 0.002)
-    shown = [value for value in values if value >= floor] + [source, source - budget]
+    best = max(values)
+    lowest = best - 5 * max(0.002, 0.0 if floor is None else best - floor)
+    shown = [value for value in values if value >= lowest] + ([] if floor is None else [floor])
     pad = max(0.18 * (max(shown) - min(shown)), 0.0015)
     return max(0.0, min(shown) - pad), min(max(shown) + pad, max(1.0, *shown) + 0.0005)
 
@@ -110,7 +112,8 @@ def place_labels(
     for anchor, text in zip(anchors, texts, strict=True):
         obstacles = [*markers, *taken, *placed]
         best, fewest = None, math.inf
-        for candidate in _candidates(anchor, CHARACTER * len(text)):
+        width = CHARACTER * len(text)
+        for candidate in chain(_beside(anchor, width), _anywhere(anchor, width, frame)):
             cost = sum(candidate.overlaps(other) for other in obstacles)
             cost += 0 if candidate.inside(frame) else 100
             if cost < fewest:
@@ -122,12 +125,27 @@ def place_labels(
     return tuple(placed)
 
 
-def _candidates(anchor: tuple[float, float], width: float) -> list[Box]:
+def _beside(anchor: tuple[float, float], width: float) -> Iterator[Box]:
+    """Yield places around an anchor, the nearest and most readable first."""
     x, y = anchor
-    boxes = []
     for distance in DISTANCES:
         for across, down in DIRECTIONS:
             left = x + across * distance - (width if across < 0 else width / 2 if across == 0 else 0)
             middle = y + down * distance
-            boxes.append(Box(left, middle - LABEL_HEIGHT / 2, left + width, middle + LABEL_HEIGHT / 2))
-    return boxes
+            yield Box(left, middle - LABEL_HEIGHT / 2, left + width, middle + LABEL_HEIGHT / 2)
+
+
+def _anywhere(anchor: tuple[float, float], width: float, frame: Box) -> Iterator[Box]:
+    """Yield places all over the frame, the nearest to the anchor first: for clusters in a corner."""
+    columns = int(max(0.0, frame.right - frame.left - width) / GRID) + 1
+    lines = int(max(0.0, frame.bottom - frame.top - LABEL_HEIGHT) / GRID) + 1
+    corners = [
+        (frame.left + GRID * column, frame.top + GRID * line)
+        for column in range(columns)
+        for line in range(lines)
+    ]
+    corners.sort(
+        key=lambda at: math.hypot(at[0] + width / 2 - anchor[0], at[1] + LABEL_HEIGHT / 2 - anchor[1])
+    )
+    for left, top in corners:
+        yield Box(left, top, left + width, top + LABEL_HEIGHT)

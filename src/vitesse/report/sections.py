@@ -72,14 +72,17 @@ def _accuracy_fact(ledger: Ledger, conclusion: Conclusion, source: Row, row: Row
     label = metric_name(ledger)
     if row.accuracy is None:
         return (Fact(label, "not measured", row.unmeasured.get("accuracy", NO_REASON)),)
-    value = f"{row.accuracy.value:.4f}"
-    if source.accuracy is not None and row is not source:
+    value, images = f"{row.accuracy.value:.4f}", f"{row.accuracy.images:,} images"
+    if row is source:
+        return (Fact(label, value, images),)
+    if source.accuracy is not None:
         value = f"{source.accuracy.value:.4f} → {value}"
-    drop = row.accuracy.drop or 0.0
+    drop = row.accuracy.drop
+    if drop is None:
+        return (Fact(label, value, f"drop not measured: {row.unmeasured.get('drop', NO_REASON)}"),)
     words = "gained" if drop < 0 else "lost"
     points = f"{signed(abs(drop))} points {words}, {ledger.max_drop:.2f} allowed"
-    below = f"{points}; {row.accuracy.images:,} images"
-    return (Fact(label, value, below, conclusion.cost_allowed),)
+    return (Fact(label, value, f"{points}; {images}", conclusion.cost_allowed),)
 
 
 def _file(row: Row) -> Fact:

@@ -175,8 +175,10 @@ def _cost(ledger: Ledger, row: Row) -> tuple[str, bool | None]:
     if accuracy is None:
         return f"Its accuracy was not measured: {_closed(row.unmeasured.get('accuracy', NO_REASON))}", None
     name = {"agreement": "agreement with the original"}.get(accuracy.metric, metric_name(ledger))
-    drop = 0.0 if accuracy.drop is None and row is ledger.rows[0] else accuracy.drop
+    drop = accuracy.drop
     figure = f"Its {name} is {accuracy.value:.4f} on {accuracy.images:,} images"
+    if row is ledger.rows[0]:
+        return f"{figure}.", None
     if drop is None:
         return f"{figure}; the drop was not measured: {_closed(row.unmeasured.get('drop', NO_REASON))}", None
     allowed = drop <= ledger.max_drop
