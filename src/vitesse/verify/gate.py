@@ -155,11 +155,8 @@ def _speed(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
         return None
     if speed.high < 1.0:
         return Verdict.REJECTED, _slower(speed)
-    interval = f"{speed.low:.2f} to {speed.high:.2f}"
-    return (
-        Verdict.REJECTED,
-        f"not faster than the step before: {speed.ratio:.2f}× with 95 % between {interval}, so 1 is possible",
-    )
+    interval = f"95 % interval {speed.low:.2f} to {speed.high:.2f}"
+    return Verdict.REJECTED, f"not faster than the step before: {speed.ratio:.2f}× ({interval})"
 
 
 def _slower(speed: Speed) -> str:

@@ -187,11 +187,12 @@ class ParityMeter:
 
 def cosine_of(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
     """Return the cosine of two vectors in -1..1: 1 where both are zero, 0 where one is."""
-    norms = float(np.linalg.norm(reference)), float(np.linalg.norm(candidate))
-    if not all(norms):
-        return 1.0 if norms == (0.0, 0.0) else 0.0
-    # Dividing first keeps the product of two large norms finite.
-    return max(-1.0, min(1.0, float(np.dot(reference / norms[0], candidate / norms[1]))))
+    peaks = float(np.abs(reference).max(initial=0.0)), float(np.abs(candidate).max(initial=0.0))
+    if not all(peaks):
+        return 1.0 if peaks == (0.0, 0.0) else 0.0
+    # Scaling first keeps the squares of huge and of tiny values inside the range of a float.
+    r, c = reference / peaks[0], candidate / peaks[1]
+    return max(-1.0, min(1.0, float(np.dot(r, c) / (np.linalg.norm(r) * np.linalg.norm(c)))))
 
 
 def _badness(line: OutputParity) -> float:
