@@ -8,14 +8,20 @@ from vitesse.ledger import Accuracy, ArtifactRef, Latency, Ledger, Parity, Row, 
 from vitesse.report.extras import OperatorBar, Picture, ReportExtras
 
 ENVIRONMENT = {
-    "cpu": "Intel(R) Xeon(R) Platinum 8481C @ 2.70GHz",
-    "cores": 2,
-    "threads": 2,
-    "flags": ["avx2", "avx512_vnni", "amx_int8"],
-    "system": "Linux 6.1, glibc 2.36",
+    "date": "2026-03-01T10:00:00+00:00",
+    "cpu": {
+        "model": "Intel(R) Xeon(R) Platinum 8481C @ 2.70GHz",
+        "flags": ["avx2", "avx512_vnni", "amx_int8"],
+        "cores": 4,
+        "usable_cores": 2,
+        "virtual": True,
+        "governor": None,
+    },
+    "memory_mb": 15600,
+    "os": "Linux 6.1",
     "python": "3.11.2",
-    "versions": {"vitesse": "0.1.0", "onnx": "1.23.2", "onnxruntime": "1.31.1", "openvino": "2026.4.1"},
-    "memory_gb": 15.6,
+    "packages": {"vitesse": "0.1.0", "onnx": "1.23.2", "onnxruntime": "1.31.1", "openvino": "2026.4.1"},
+    "variables": {},
 }
 
 

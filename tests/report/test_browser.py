@@ -80,7 +80,7 @@ def _probe(
     return json.loads(unescape(title[1]))
 
 
-@pytest.mark.parametrize(("width", "dark"), [(400, True), (1280, False)])
+@pytest.mark.parametrize(("width", "dark"), [(400, True), (1060, True), (1280, False)])
 def test_the_page_fits_shows_its_pictures_and_keeps_labels_apart(browser, report, tmp_path, width, dark):
     seen = _probe(browser, report, tmp_path, width=width, dark=dark)
     assert seen["width"] == width

@@ -37,7 +37,7 @@ def test_the_title_the_command_and_the_environment_are_there():
     text = render_markdown(sample_ledger(), sample_extras())
     assert text.startswith("# 1.62× as fast, still right\n")
     assert f"```sh\n{sample_ledger().command}\n```" in text
-    assert "- versions: vitesse 0.1.0, onnx 1.23.2, onnxruntime 1.31.1, openvino 2026.4.1" in text
+    assert "- packages: vitesse 0.1.0, onnx 1.23.2, onnxruntime 1.31.1, openvino 2026.4.1" in text
 
 
 def test_markup_in_the_ledger_is_shown_and_not_obeyed():

@@ -95,6 +95,10 @@ def test_agreement_is_named_as_such():
 
 
 def test_a_missed_and_an_unknown_latency_budget_are_told_apart():
+    tail = {"budget_ms": 16.0, "p50_ms": 11.69, "met": True, "reason": "p99 is 17.20 ms, above the budget"}
+    assert conclude(replace(sample_ledger(), latency_budget=tail)).budget_words == (
+        "The latency budget of 16 ms is met (p50 11.69 ms); p99 is 17.20 ms, above the budget."
+    )
     missed = {"budget_ms": 8.0, "p50_ms": 11.69, "met": False}
     conclusion = conclude(replace(sample_ledger(), latency_budget=missed))
     assert conclusion.budget_words == "The latency budget of 8 ms is not met (p50 11.69 ms)."

@@ -60,7 +60,8 @@ def _latency_fact(ledger: Ledger, conclusion: Conclusion, row: Row) -> tuple[Fac
     if conclusion.budget_met is None:
         below = f"budget of {limit}: could not be told" if limit else "at batch 1"
     if speed is not None and speed.before_ms is not None and speed.after_ms is not None:
-        value = f"{decimal(speed.before_ms)} → {decimal(speed.after_ms)} ms"
+        before, after = decimal(speed.before_ms), decimal(speed.after_ms)
+        value = f"{after} ms" if before == after else f"{before} → {after} ms"
     elif row.latency_ms is not None:
         value = f"{decimal(row.latency_ms.p50)} ms"
     else:
@@ -166,13 +167,25 @@ def method(ledger: Ledger, extras: ReportExtras) -> str:
 
 
 def environment_lines(environment: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return the environment as (name, value) text; nested mappings and lists become one line."""
-    return tuple((str(name).replace("_", " "), _flat(value)) for name, value in environment.items())
+    """Return the environment as (name, value) text.
+
+    A mapping of plain texts, such as package versions, becomes one line; any other one line per key.
+    """
+    lines: list[tuple[str, str]] = []
+    for name, value in environment.items():
+        words = str(name).replace("_", " ")
+        if isinstance(value, Mapping) and not all(isinstance(one, str) for one in value.values()):
+            lines.extend((f"{words}: {inner}", text) for inner, text in environment_lines(value))
+        else:
+            lines.append((words, _flat(value)))
+    return tuple(lines)
 
 
 def _flat(value: Any) -> str:
+    if isinstance(value, (Mapping, list, tuple)) and not value:
+        return "none"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {one}" for name, one in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(_flat(one) for one in value)
     if value is None:

@@ -4,7 +4,7 @@ Reads two free-form mappings of the ledger:
 
 * `final`: the chosen artifact against the original as people run it (runtime's default options), interleaved:
   `gain`, `gain_spread` [low, high], `baseline_p50_ms`, `chosen_p50_ms`. Without it the row's gain counts.
-* `latency_budget`: `budget_ms`, and `p50_ms`, `met` (None when it could not be measured), `reason`.
+* `latency_budget`: `budget_ms`, and `p50_ms`, `met` (None when it could not be told), `reason` (a remark or why).
 """
 
 from __future__ import annotations
@@ -198,7 +198,10 @@ def _budget(budget: Mapping[str, Any] | None) -> tuple[str, bool | None]:
         reason = _closed(str(budget.get("reason") or NO_REASON))
         return f"Whether it meets the latency budget of {limit} is unknown: {reason}", None
     against = "" if p50 is None else f" (p50 {decimal(float(p50))} ms)"
-    return f"The latency budget of {limit} is {'met' if met else 'not met'}{against}.", bool(met)
+    remark = f"; {budget['reason']}" if budget.get("reason") else ""
+    return _closed(f"The latency budget of {limit} is {'met' if met else 'not met'}{against}{remark}"), bool(
+        met
+    )
 
 
 def _deploy(ledger: Ledger, row: Row, ending: Ending) -> str:
