@@ -114,7 +114,10 @@ def insert_after(
     """Put an operator between the maker of `tensor` and everything that reads it."""
     index = next(i for i, entry in enumerate(model.graph.node) if tensor in entry.output)
     maker = model.graph.node[index]
+    used = {name for entry in model.graph.node for name in entry.output}
     hidden = f"{tensor}_before"
+    while hidden in used:
+        hidden += "_before"
     maker.output[list(maker.output).index(tensor)] = hidden
     added = helper.make_node(
         operator, [hidden, *others], [tensor], f"{tensor}_{operator.lower()}", **attributes

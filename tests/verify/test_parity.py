@@ -22,7 +22,7 @@ def _detections(count: int = 30, images: int = 3) -> list[Outputs]:
     for image in range(images):
         corner = np.stack(np.meshgrid(np.arange(6) * 50.0, np.arange(5) * 50.0), -1).reshape(-1, 2)[:count]
         boxes = np.concatenate((corner, corner + 30 + image), axis=1).astype(np.float32)
-        scores = np.geomspace(0.9, 0.001, count).astype(np.float32)
+        scores = np.geomspace(0.9 - 0.01 * image, 0.001, count).astype(np.float32)
         labels = (np.arange(count) + image) % 4
         found.append({"labels": labels[None].astype(np.int64), "boxes": boxes[None], "scores": scores[None]})
     return found
@@ -226,6 +226,18 @@ def test_detections_with_nan_are_findings_and_not_a_crash() -> None:
     assert "the output `scores` holds NaN in all 3 images (first: 0.jpg)" in [
         finding.text for finding in meter.findings()
     ]
+
+
+def test_a_class_beyond_the_labels_is_a_finding_and_not_a_crash() -> None:
+    reference = _detections()
+    candidate = _copy(reference)
+    candidate[1]["labels"] += 1
+    meter = _compared(reference, candidate)
+    (finding,) = meter.findings()
+    assert finding.fatal
+    assert finding.text == (
+        "the outputs cannot be read as detections: the model answered class 4, the spec names 4 labels (first: 1.jpg)"
+    )
 
 
 def test_iou_agrees_with_areas_counted_by_hand() -> None:

@@ -42,8 +42,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
     Raises:
         ModelError: the file is missing, empty, truncated or not ONNX; it has no graph; its opset or an
-            operator is unknown; external data is missing, incomplete or outside the model's folder; the checker
-            refuses it.
+            operator is unknown; external data is missing, incomplete or outside the model's folder; the
+            checker refuses it.
     """
     content = _read(path)
     model = _parse(content, path)

@@ -127,7 +127,7 @@ def _parity(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
 def _difference(parity: Parity, max_rel: float, min_cosine: float) -> str:
     relative = "an unknown part" if parity.max_rel is None else f"{100 * parity.max_rel:.3g} %"
     text = (
-        f"the outputs differ from the model before: `{parity.worst_output}` by up to {relative} of its range "
+        f"the outputs differ from the model before: `{parity.worst_output}` by up to {relative} "
         f"(allowed {100 * max_rel:g} %), smallest cosine {parity.cosine:.6f} (at least {min_cosine:g})"
     )
     return f"{text}; first diverging: {parity.first_diverging}" if parity.first_diverging else text

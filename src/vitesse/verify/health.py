@@ -19,7 +19,7 @@ _STILL = 1e-6
 class Finding:
     """Something wrong with an output, in plain words.
 
-    kind: nan, inf, zeros, constant, or (from `verify.parity`) shape, missing.
+    kind: nan, inf, zeros, constant, or (from `verify.parity`) shape, missing, unreadable.
     images: how many images it concerns; first_image: the name of the first one.
     fatal: False for what some working models do on some images; everything else breaks the model.
     """

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitesse.backends.protocol import Array, Tensors
+from vitesse.errors import SpecError
 from vitesse.ledger import Parity
 from vitesse.spec import Decode, ModelSpec
 from vitesse.verify.health import Finding, HealthMeter
@@ -179,7 +180,15 @@ class ParityMeter:
     def _add_detections(self, reference: Tensors, candidate: Tensors, image: str) -> None:
         assert self.spec is not None
         names = {"scores": "scores", "labels": "labels", **self.spec.outputs}
-        for pairs in match_detections(reference, candidate, self.spec):
+        try:
+            matched = list(match_detections(reference, candidate, self.spec))
+        except SpecError as error:  # such as a class beyond the last label
+            text = f"the outputs cannot be read as detections: {error.what} (first: {image})"
+            self._misfits.setdefault(
+                (names["labels"], "unreadable"), Finding("unreadable", "", text, 1, image)
+            )
+            return
+        for pairs in matched:
             self._distance(names["scores"]).add_floats(pairs.scores[0], pairs.scores[1], image)
             self._distance(names["labels"]).add_counts(pairs.unmatched, pairs.confident, image)
             self._distance(names["boxes"]).add_floats(pairs.boxes[0], pairs.boxes[1], image)
