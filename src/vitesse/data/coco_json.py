@@ -143,7 +143,7 @@ def _images(raw: Mapping[str, Any], path: Path) -> dict[int, dict[str, Any]]:
 def _by_id(entries: Sequence[dict[str, Any]], kind: str, path: Path) -> dict[int, dict[str, Any]]:
     for entry in entries:
         if not isinstance(entry.get("id"), int) or isinstance(entry["id"], bool):
-            raise DataError(f"{path}: a {kind} has the id {entry.get('id')!r}", expected="a whole number")
+            raise DataError(f"{path}: {kind} id {entry.get('id')!r} is no number", expected="a whole number")
     twice = [key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
     if twice:
         raise DataError(

@@ -19,7 +19,7 @@ from vitesse.spec import ModelSpec, Preprocessing, Resize
 def prepare(image: Pixels, spec: ModelSpec, name: str = "") -> NDArray[np.float32]:
     """Return one image as the model takes it: float32 (3, H, W) or (H, W, 3) by the spec's layout, unbatched.
 
-    Each value is ((pixel x scale) - mean) / std of its channel in float32, read from a table of 256 entries.
+    Each value is ((pixel / (1 / scale)) - mean) / std of its channel, rounded to float32 after each step.
 
     Args:
         image: uint8 (height, width, 3) RGB, as `decode_image` returns it.
@@ -121,22 +121,24 @@ def _fill(tensor: NDArray[np.float32], image: Pixels, rules: Preprocessing, name
     top, left = -placed.top, -placed.left
     image = image[top : top + rules.size[0], left : left + rules.size[1]]
     rows, columns = image.shape[:2]
-    table = _table(rules)
+    divisor, mean, std = _normalisation(rules)
     for channel in range(3):
         position = channel if rules.color == "RGB" else 2 - channel
-        plane = tensor[position] if rules.layout == "NCHW" else tensor[..., position]
-        # every uint8 is a valid index: "clip" only spares numpy the bounds check and its buffer
-        np.take(table[channel], image[..., channel], out=plane[:rows, :columns], mode="clip")
+        plane = (tensor[position] if rules.layout == "NCHW" else tensor[..., position])[:rows, :columns]
+        # in place and step by step: no copy in memory, and the very roundings of the usual float32 formula
+        np.divide(image[..., channel], divisor, out=plane, dtype=np.float32)
+        plane -= mean[channel]
+        plane /= std[channel]
 
 
 @lru_cache(maxsize=64)
-def _table(rules: Preprocessing) -> NDArray[np.float32]:
-    """(3, 256) float32: every pixel value normalised, per RGB channel, rounded as in float32 arithmetic."""
-    if any(not np.isfinite(value) or value == 0 for value in rules.std):
-        raise SpecError(f"the spec's std is {rules.std}", expected="three numbers other than 0")
-    scaled = (np.arange(256) * rules.scale).astype(np.float32)
-    mean, std = np.array(rules.mean, np.float32), np.array(rules.std, np.float32)
-    return (scaled[None] - mean[:, None]) / std[:, None]
+def _normalisation(rules: Preprocessing) -> tuple[np.float32, NDArray[np.float32], NDArray[np.float32]]:
+    """What pixels are divided by (255 for a scale of 1/255), and mean and std per RGB channel."""
+    if any(not np.isfinite(value) or value == 0 for value in (rules.scale, *rules.std)):
+        raise SpecError(
+            f"the spec's scale is {rules.scale}, its std {rules.std}", expected="finite numbers other than 0"
+        )
+    return np.float32(1 / rules.scale), np.array(rules.mean, np.float32), np.array(rules.std, np.float32)
 
 
 @lru_cache(maxsize=64)
