@@ -8,18 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, overload
 
-import numpy as np
-
 from vitesse.artifact import Artifact
 from vitesse.backends import backend
 from vitesse.backends.protocol import LoadOptions
 from vitesse.data.images import ImageSource, decode_image
 from vitesse.data.postprocess import decode
 from vitesse.data.preprocess import feeds
-from vitesse.data.results import Classification, Detections
-from vitesse.run import Run, open_run
-
-Result = Detections | Classification
+from vitesse.data.results import Detections, Result
+from vitesse.run import Run, load_options, open_run
 
 
 class Model:
@@ -30,8 +26,8 @@ class Model:
         self._engine = backend(artifact.backend).load(artifact, options)
         self._session = self._engine.session()
 
-    @overload
-    def __call__(self, images: ImageSource) -> Result: ...
+    @overload  # a str is a Sequence[str] to the type checker; at run time it is a path
+    def __call__(self, images: ImageSource) -> Result: ...  # type: ignore[overload-overlap]
 
     @overload
     def __call__(self, images: Sequence[ImageSource]) -> list[Result]: ...
@@ -78,7 +74,7 @@ def load(run: Run | Path | str) -> Model:
         MissingExtra: the runtime it was built for is not installed.
     """
     found = run if isinstance(run, Run) else open_run(Path(run))
-    return Model(found.artifact, LoadOptions(**found.ledger.chosen_row().run_options))
+    return Model(found.artifact, load_options(found.ledger.chosen_row()))
 
 
 def show(result: Result, path: Path, *, threshold: float, as_json: bool) -> str:
@@ -86,7 +82,11 @@ def show(result: Result, path: Path, *, threshold: float, as_json: bool) -> str:
     if isinstance(result, Detections):
         shown = result.above(threshold)
         rows = [
-            {"label": name, "score": round(float(score), 4), "box_xyxy": [round(float(side), 1) for side in box]}
+            {
+                "label": name,
+                "score": round(float(score), 4),
+                "box_xyxy": [round(float(side), 1) for side in box],
+            }
             for name, score, box in zip(shown.names, shown.scores, shown.boxes_xyxy, strict=True)
         ]
     else:
@@ -98,6 +98,6 @@ def show(result: Result, path: Path, *, threshold: float, as_json: bool) -> str:
         return json.dumps({"image": str(path), "results": rows})
     lines = [f"{path}: nothing scores {threshold:g} or more" if not rows else str(path)]
     for row in rows:
-        box = "  " + " ".join(f"{side:7.1f}" for side in np.ravel(row["box_xyxy"])) if "box_xyxy" in row else ""
+        box = "  " + " ".join(f"{side:7.1f}" for side in row["box_xyxy"]) if "box_xyxy" in row else ""
         lines.append(f"  {row['score']:.3f}  {row['label']:<16}{box}".rstrip())
     return "\n".join(lines)

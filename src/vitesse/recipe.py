@@ -27,7 +27,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Int8Options:
-    """`weight_bits` is 8, or 7 where pairs of u8 × s8 products would saturate 16 bits (no VNNI); 0 = as the CPU needs."""
+    """`weight_bits`: 8, or 7 where pairs of u8 × s8 products would saturate 16 bits (no VNNI); 0 = as the CPU needs."""
 
     weight_bits: int = 0
 
@@ -79,7 +79,9 @@ class Recipe:
                 f"--latency-budget {self.latency_budget_ms} ms", expected="more than 0, as in 16ms"
             )
         if self.int8.weight_bits not in (0, 7, 8):
-            raise UsageError(f"int8.weight_bits = {self.int8.weight_bits}", expected="7, 8, or 0 for the CPU's choice")
+            raise UsageError(
+                f"int8.weight_bits = {self.int8.weight_bits}", expected="7, 8, or 0 for the CPU's choice"
+            )
         if not 1 <= self.data.calib_images <= 512:
             raise UsageError(f"--calib-images {self.data.calib_images}", expected="1 to 512")
 

@@ -1,9 +1,9 @@
 """The run folder: what lies where, whose run it is, and which steps are already done.
 
-    run/ledger.json        rows and the choice            run/report.html, report.md
-    run/artifacts/         STAGE-HASH.onnx                run/report-data.json, pictures/
-    run/steps/KEY.json     one finished row each; the key hashes everything the row depends on
-    run/samples/STAGE.json raw latency samples            run/run.json    source and data the folder belongs to
+run/ledger.json        rows and the choice            run/report.html, report.md
+run/artifacts/         STAGE-HASH.onnx                run/report-data.json, pictures/
+run/steps/KEY.json     one finished row each; the key hashes everything the row depends on
+run/samples/STAGE.json raw latency samples            run/run.json    source and data the folder belongs to
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitesse.artifact import Artifact, Provenance, Store
+from vitesse.backends.protocol import LoadOptions
 from vitesse.errors import RunFolderError
 from vitesse.ledger import Ledger, Row, Verdict, load_ledger, row_from
 from vitesse.spec import ModelSpec, spec_from_mapping
@@ -55,11 +56,18 @@ def spec_of(folder: Path) -> ModelSpec:
 def artifact_of(folder: Path, row: Row, spec: ModelSpec) -> Artifact:
     """Return the checked artifact of a row."""
     if row.artifact is None:
-        raise RunFolderError(f"the step {row.stage} made no artifact", expected=f"one; it ended with {row.reason}")
+        raise RunFolderError(
+            f"the step {row.stage} made no artifact", expected=f"one; it ended with {row.reason}"
+        )
     ref = row.artifact
     artifact = Artifact(folder / ref.path, ref.sha256, ref.bytes, spec, Provenance(row.stage), ref.backend)
     artifact.check()
     return artifact
+
+
+def load_options(row: Row) -> LoadOptions:
+    """Return the options a row's figures were taken with."""
+    return LoadOptions(threads=row.run_options.get("threads", 0), plain=bool(row.run_options.get("plain")))
 
 
 class RunFolder:
@@ -78,12 +86,18 @@ class RunFolder:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise RunFolderError(f"{self.folder} is a file", expected="a folder, new or of the same run")
-        wanted = {"source_sha256": source_sha256, "data_sha256": data_sha256, "spec": json.loads(spec.to_json())}
+        wanted = {
+            "source_sha256": source_sha256,
+            "data_sha256": data_sha256,
+            "spec": json.loads(spec.to_json()),
+        }
         if (self.folder / IDENTITY).is_file():
             found = _identity(self.folder)
             different = [name for name in ("source_sha256", "data_sha256") if found.get(name) != wanted[name]]
             if different:
-                what = " and ".join(name.removesuffix("_sha256") for name in different).replace("source", "model")
+                what = " and ".join(name.removesuffix("_sha256") for name in different).replace(
+                    "source", "model"
+                )
                 raise RunFolderError(
                     f"{self.folder} holds a run of another {what}",
                     expected="an empty folder, or a run of the same model and data to go on with",
@@ -139,4 +153,3 @@ def _identity(folder: Path) -> dict[str, Any]:
             expected="the file that `vitesse optimize` writes first",
             cause="the folder is not a run, or the file was edited",
         ) from error
-

@@ -10,12 +10,13 @@ import onnx
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends import backend
 from vitesse.backends.protocol import Built, Tensors
-from vitesse.data.open import open_dataset
+from vitesse.data.dataset import open_dataset
 from vitesse.data.preprocess import feeds
-from vitesse.data.dataset import Split
+from vitesse.data.split import Split
 from vitesse.errors import UsageError
-from vitesse.fusion import Fused, clean_model, fuse_model
-from vitesse.precision.int8 import SCHEMES, Scheme, applicable_schemes, quantize as quantize_by_scheme
+from vitesse.fuse import Fused, clean_model, fuse_model
+from vitesse.precision.int8 import applicable_schemes
+from vitesse.precision.int8 import quantize as quantize_by_scheme
 from vitesse.recipe import Int8Options
 from vitesse.sources.onnx_file import check_spec_against, load_onnx
 from vitesse.sources.spec_file import find_spec
@@ -51,9 +52,15 @@ def fuse(artifact: Artifact, store: Store | None = None) -> Built:
 
 
 def quantize(
-    artifact: Artifact, images: str | Path | Split, scheme: str = "int8", store: Store | None = None
+    artifact: Artifact,
+    images: str | Path | Split,
+    scheme: str = "int8",
+    store: Store | None = None,
+    *,
+    options: Int8Options | None = None,
+    on_image: Callable[[], None] = lambda: None,
 ) -> Built:
-    """Quantise to INT8, calibrated on `images` (a folder, or a split of a data set).
+    """Quantise to INT8, calibrated on `images` (a folder, or a split of a data set), read as a stream.
 
     Raises:
         UsageError: the scheme is unknown or there is nothing it could quantise in this graph.
@@ -65,8 +72,14 @@ def quantize(
             f"scheme {scheme!r} does not apply to {artifact.path.name}",
             expected=f"one of: {', '.join(schemes) or 'none: the graph has no layer to quantise'}",
         )
-    options = Int8Options(weight_bits=weight_bits_here())
-    return quantize_by_scheme(artifact, _beside(artifact, store), calibration_feeds(split, artifact), schemes[scheme], options)
+    return quantize_by_scheme(
+        artifact,
+        _beside(artifact, store),
+        calibration_feeds(split, artifact),
+        schemes[scheme],
+        options or Int8Options(),
+        on_image=on_image,
+    )
 
 
 def build(artifact: Artifact, target: str = "onnxruntime", store: Store | None = None) -> Built:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 from vitesse.errors import StorageError
@@ -17,18 +17,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         StorageError: disk full, read-only file system or no permission; no partial file is left.
     """
-    temporary = None
+    # Opened by name and not through tempfile, so that the file gets the permissions the umask grants.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as stream:
-            temporary = Path(stream.name)
+        with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise storage_error(path, error) from error
 
 

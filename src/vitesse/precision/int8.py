@@ -25,6 +25,7 @@ from onnxruntime.quantization import (
 
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.protocol import Built, Tensors
+from vitesse.environment import describe
 from vitesse.errors import DataError, ModelError
 from vitesse.recipe import Int8Options
 
@@ -45,6 +46,14 @@ SCHEMES = (
     Scheme("int8:conv", ("Conv",)),
     Scheme("int8:linear", LINEAR),
 )
+
+
+def weight_bits_here() -> int:
+    """Return 8 where the processor adds int8 products in 32 bits (VNNI, AMX), else 7.
+
+    Without it, u8 × s8 products are added in pairs in 16 bits and saturate: 2 · 255 · 127 > 32767.
+    """
+    return 8 if {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"} & set(describe()["cpu"]["flags"]) else 7
 
 
 def applicable_schemes(model: onnx.ModelProto) -> tuple[Scheme, ...]:
@@ -155,7 +164,7 @@ def _quantize_file(
             op_types_to_quantize=list(scheme.op_types),
             nodes_to_quantize=names,
             per_channel=True,
-            reduce_range=options.weight_bits == 7,
+            reduce_range=(options.weight_bits or weight_bits_here()) == 7,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from vitesse.progress import Progress as Listener
 from vitesse.report.summary import VERDICT_STYLES
@@ -27,8 +28,10 @@ class _Bar:
             self._progress.advance(self._task, steps)
 
     def row(self, stage: str, verdict: str, reason: str) -> None:
-        style = VERDICT_STYLES.get(verdict, "")
-        self._progress.console.print(f"[{style}]{verdict:9}[/] [bold]{stage}[/]  {reason}", highlight=False)
+        line = Text.assemble(
+            (f"{verdict:9}", VERDICT_STYLES.get(verdict, "")), " ", (stage, "bold"), f"  {reason}"
+        )
+        self._progress.console.print(line)
 
 
 @contextmanager

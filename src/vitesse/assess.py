@@ -1,0 +1,219 @@
+"""After every step: is it still right, is it faster? Verifies and measures one artifact and writes its row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vitesse.artifact import Artifact
+from vitesse.backends.protocol import Array, Built, LoadOptions, Tensors
+from vitesse.benchmark.latency import Interleaved
+from vitesse.data.dataset import Dataset
+from vitesse.data.preprocess import feeds
+from vitesse.data.results import Result
+from vitesse.data.split import Sample
+from vitesse.errors import BackendError, NotVerified
+from vitesse.ledger import Accuracy, Parity, Row, Verdict
+from vitesse.measure import Candidate, Timing, opened, race, time_candidate
+from vitesse.progress import Progress
+from vitesse.recipe import Recipe
+from vitesse.run import RunFolder
+from vitesse.verify.accuracy import Evaluation, against, evaluate
+from vitesse.verify.diverge import first_diverging
+from vitesse.verify.gate import Evidence, Limits, Speed, StepKind, judge, notes
+from vitesse.verify.parity import ParityMeter
+
+# Latency is taken on a few real images in turn; more would only cost preparation.
+TIMED_IMAGES = 8
+SPEED_FIELDS = ("latency_ms", "gain", "throughput_per_s", "memory_mb", "load_ms", "cold_start_ms")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be judged.
+
+    before: what its speed is compared with; None for the source.
+    reproduces: whose outputs it has to reproduce where it promises the same numbers; None = the untouched model's.
+    """
+
+    stage: str
+    kind: StepKind
+    built: Built
+    options: LoadOptions
+    before: Candidate | None = None
+    reproduces: Candidate | None = None
+
+    @property
+    def candidate(self) -> Candidate:
+        """The artifact with the options it is measured with."""
+        return Candidate(self.built.artifact, self.options)
+
+
+class Assessor:
+    """Knows the source and the images; every artifact is held against the same baseline and the same outputs."""
+
+    def __init__(
+        self, source: Artifact, dataset: Dataset, recipe: Recipe, folder: RunFolder, progress: Progress
+    ) -> None:
+        self.source, self.dataset, self.recipe = source, dataset, recipe
+        self.baseline = Candidate(source, LoadOptions(plain=True))
+        self.limits = Limits(max_drop=recipe.max_drop)
+        self._folder, self._progress = folder, progress
+        self._parity_split = dataset.val.spread(recipe.measure.parity_images)
+        self._outputs: dict[tuple[str, str, LoadOptions], list[dict[str, Array]]] = {}
+        self._original: Evaluation | None = None
+
+    def assess(self, step: Step) -> Row:
+        """Verify and measure one artifact; a runtime that refuses it makes a FAIL that says so."""
+        began = time.perf_counter()
+        row = Row(
+            step.stage,
+            Verdict.UNKNOWN,
+            "",
+            changes=step.built.changes,
+            artifact=step.built.artifact.ref(self._folder.folder),
+            run_options={"threads": step.options.threads, "plain": int(step.options.plain)},
+            notes=step.built.notes,
+        )
+        try:
+            row = self._judged(step, row)
+        except BackendError as error:
+            missing = dict.fromkeys(("accuracy", "parity", *SPEED_FIELDS), "the runtime refused the artifact")
+            row = replace(row, verdict=Verdict.FAIL, reason=str(error), unmeasured=missing)
+        return replace(row, seconds=round(time.perf_counter() - began, 2))
+
+    def timed_feeds(self) -> list[Tensors]:
+        """Return a few prepared validation images, batch 1."""
+        return self._prepared(self.dataset.val.spread(TIMED_IMAGES).samples)
+
+    def race(self, entrants: Mapping[str, Candidate]) -> Interleaved:
+        """Measure several candidates against one another and keep the samples as those of the final."""
+        self._progress.stage("final", "the finalists in one run", 100)
+        run = race(entrants, self.timed_feeds(), self.recipe.measure.seconds, self._share())
+        self._folder.keep_samples("final", run.to_json())
+        return run
+
+    def _judged(self, step: Step, row: Row) -> Row:
+        meter = self._compare(step, Candidate(self.source, LoadOptions(reference=True)))
+        parity = promised = meter.parity()
+        if step.reproduces is not None:
+            promised = self._compare(step, step.reproduces).parity()
+        accuracy, why = self._accuracy(step)
+        evidence = Evidence(
+            step.kind,
+            metric="" if accuracy is None else accuracy.metric,
+            images=len(self.dataset.val),
+            value=None if accuracy is None else accuracy.value,
+            drop=None if accuracy is None else accuracy.drop,
+            accuracy_reason=why,
+            parity=promised,
+            findings=meter.findings(),
+        )
+        if any(finding.fatal for finding in evidence.findings):
+            timing = Timing(unmeasured=dict.fromkeys(SPEED_FIELDS, "the outputs are broken"))
+        else:
+            timing = self._timing(step)
+        if timing.over_before is not None:
+            ratio = timing.over_before
+            evidence = replace(evidence, speed=Speed(ratio.value, *ratio.interval))
+        verdict, reason = judge(evidence, self.limits)
+        if verdict is Verdict.FAIL and step.kind is StepKind.STRUCTURAL and promised is not None:
+            promised = parity = self._with_first_diverging(promised, step)
+            verdict, reason = judge(replace(evidence, parity=promised), self.limits)
+        unmeasured = {**timing.unmeasured, **({"accuracy": why} if accuracy is None else {})}
+        row = _with_timing(replace(row, accuracy=accuracy, parity=parity, unmeasured=unmeasured), timing)
+        return replace(row, verdict=verdict, reason=reason, notes=(*row.notes, *notes(evidence, self.limits)))
+
+    def _compare(self, step: Step, reference: Candidate) -> ParityMeter:
+        meter = ParityMeter(self.source.spec)
+        wanted = self._outputs_of(step.stage, reference)
+        found = self._outputs_of(step.stage, step.candidate)
+        for sample, one, other in zip(self._parity_split.samples, wanted, found, strict=True):
+            meter.add(one, other, image=sample.path.name)
+        return meter
+
+    def _outputs_of(self, stage: str, candidate: Candidate) -> list[dict[str, Array]]:
+        """Run the parity images once per candidate; outputs are small beside the activations, and kept."""
+        if candidate.key not in self._outputs:
+            self._progress.stage(stage, "comparing outputs", len(self._parity_split))
+            kept = []
+            with opened(candidate) as session:
+                for inputs in self._prepared(self._parity_split.samples):
+                    outcome = session.run(inputs)
+                    kept.append({name: np.array(array) for name, array in outcome.outputs.items()})
+                    self._progress.advance()
+            self._outputs[candidate.key] = kept
+        return self._outputs[candidate.key]
+
+    def _accuracy(self, step: Step) -> tuple[Accuracy | None, str]:
+        """Return the accuracy with its drop, or None and the reason."""
+        try:
+            if step.kind is StepKind.SOURCE:
+                return replace(self._of_original(step.stage).accuracy, drop=0.0), ""
+            original = self._of_original(step.stage)
+            done = self._evaluate(step.stage, step.candidate, original.results)
+            return against(done.accuracy, original.accuracy), ""
+        except NotVerified as error:
+            return None, error.what
+
+    def _of_original(self, stage: str) -> Evaluation:
+        """The original's accuracy and results: measured once, also when its row was resumed."""
+        if self._original is None:
+            self._original = self._evaluate(stage, self.baseline, None)
+        return self._original
+
+    def _evaluate(self, stage: str, candidate: Candidate, original: Sequence[Result] | None) -> Evaluation:
+        split = self.dataset.val
+        self._progress.stage(stage, "measuring accuracy", len(split))
+        with opened(candidate) as session:
+            return evaluate(
+                lambda inputs: session.run(inputs).outputs,
+                split,
+                self.source.spec,
+                reference=original,
+                on_image=lambda done, total: self._progress.advance(),
+            )
+
+    def _timing(self, step: Step) -> Timing:
+        self._progress.stage(step.stage, "measuring speed", 100)
+        timing = time_candidate(
+            step.candidate, step.before, self.baseline, self.timed_feeds(), self.recipe.measure, self._share()
+        )
+        if timing.samples is not None:
+            self._folder.keep_samples(step.stage, timing.samples.to_json())
+        return timing
+
+    def _share(self) -> Callable[[float], None]:
+        """Return a listener that turns the share done, 0..1, into steps of a bar of 100."""
+        shown = 0.0
+
+        def hear(done: float) -> None:
+            nonlocal shown
+            self._progress.advance(100 * (done - shown))
+            shown = done
+
+        return hear
+
+    def _with_first_diverging(self, parity: Parity, step: Step) -> Parity:
+        inputs = self._prepared(self._parity_split.samples[:1])[0]
+        found = first_diverging(self.source.path, step.built.artifact.path, inputs)
+        return replace(parity, first_diverging="" if found is None else found.describe())
+
+    def _prepared(self, samples: Sequence[Sample]) -> list[Tensors]:
+        return [feeds([sample.read()], self.source.spec, [str(sample.path)]) for sample in samples]
+
+
+def _with_timing(row: Row, timing: Timing) -> Row:
+    return replace(
+        row,
+        latency_ms=timing.latency,
+        throughput_per_s=timing.throughput_per_s,
+        memory_mb=timing.memory_mb,
+        load_ms=timing.load_ms,
+        cold_start_ms=timing.cold_start_ms,
+        gain=None if timing.gain is None else timing.gain.value,
+        gain_spread=None if timing.gain is None else timing.gain.spread,
+    )

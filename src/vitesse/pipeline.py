@@ -1,0 +1,221 @@
+"""The order of the stages, and the choice at the end.
+
+    source → clean → fuse → int8 … → build:RUNTIME …  →  the fastest artifact that passed
+
+Every step is assessed by itself. A step that is REJECTED or UNKNOWN is left out, and the next goes on from the
+artifact before it. A structural step that FAILs stops the run: the graph cannot be trusted to be rewritten. A precision
+step or a build that FAILs ends that branch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from vitesse import stages
+from vitesse.artifact import Artifact
+from vitesse.assess import Assessor, Step
+from vitesse.backends import backend, targets
+from vitesse.backends.protocol import Built, LoadOptions
+from vitesse.choice import Accepted, choose
+from vitesse.data.dataset import Dataset, open_dataset
+from vitesse.environment import describe, usable_cores
+from vitesse.errors import BackendError, ModelError
+from vitesse.ledger import Ledger, Row, Verdict
+from vitesse.measure import Candidate
+from vitesse.precision.int8 import Scheme, applicable_schemes
+from vitesse.progress import Progress, Silent
+from vitesse.recipe import Recipe
+from vitesse.report.gather import write_run_report
+from vitesse.run import Run, RunFolder, artifact_of, key_of
+from vitesse.sources.external_data import external_tensors
+from vitesse.sources.onnx_file import load_onnx
+from vitesse.verify.gate import StepKind
+
+STRUCTURAL_STAGES = {"clean": stages.clean, "fuse": stages.fuse}
+
+
+def optimize(
+    source: str | Path | Artifact,
+    *,
+    data: str | Path,
+    out: str | Path = "run",
+    recipe: Recipe | None = None,
+    command: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Run:
+    """Make a model faster and prove that it is still right.
+
+    Args:
+        source: an ONNX file, or an artifact from `open_model`.
+        data: a folder of images: COCO, class folders or bare images.
+        out: the run folder; a finished step in it is taken over, so that an interrupted run goes on.
+        recipe: target, budgets and how to measure.
+        command: what the user typed, for the report.
+
+    Returns:
+        The run, with its ledger and the chosen artifact.
+
+    Raises:
+        ModelError, SpecError, DataError, RunFolderError, UsageError, MissingExtra, StorageError: each says what came,
+        what was expected and what to do.
+    """
+    recipe = recipe or Recipe()
+    runtimes = targets(recipe.target)
+    artifact = (
+        source
+        if isinstance(source, Artifact)
+        else stages.open_model(source, preset=recipe.preset, spec=recipe.spec)
+    )
+    dataset = open_dataset(data, recipe.data.calib_data, spec=artifact.spec)
+    if recipe.data.limit:
+        dataset = replace(dataset, val=dataset.val.spread(recipe.data.limit))
+    folder = RunFolder(Path(out))
+    folder.claim(artifact.sha256, dataset.sha256, artifact.spec)
+    artifact = take_in(artifact, folder)
+    course = Course(artifact, dataset, recipe, folder, progress or Silent())
+    ledger = Ledger(
+        source=str(source.path if isinstance(source, Artifact) else source),
+        target=recipe.target,
+        environment=describe(),
+        command=" ".join(command),
+        max_drop=recipe.max_drop,
+    )
+    for row in course.rows(runtimes):
+        ledger = ledger.with_row(row)
+        ledger.save(folder.folder / "ledger.json")
+    if all(row.verdict is not Verdict.FAIL for row in ledger.rows if row.stage in STRUCTURAL_STAGES):
+        ledger = choose(ledger, course.accepted, course.assessor)
+        ledger.save(folder.folder / "ledger.json")
+    write_run_report(folder.folder, ledger, course.accepted, course.assessor)
+    return Run(folder.folder, ledger)
+
+
+def take_in(artifact: Artifact, folder: RunFolder) -> Artifact:
+    """Copy the model into the run: it is the reference to compare with and to go back to.
+
+    A file with external data becomes one file.
+    """
+    content = artifact.path.read_bytes()
+    if external_tensors(onnx.load_from_string(content)):
+        content = load_onnx(artifact.path).SerializeToString()
+    return folder.store.put(content, artifact.spec, artifact.provenance, suffix=".onnx")
+
+
+class Course:
+    """Walks the stages in order, takes over finished steps, and remembers what passed."""
+
+    def __init__(
+        self, source: Artifact, dataset: Dataset, recipe: Recipe, folder: RunFolder, progress: Progress
+    ) -> None:
+        self.assessor = Assessor(source, dataset, recipe, folder, progress)
+        self.accepted: list[Accepted] = []
+        self._source, self._dataset, self._recipe = source, dataset, recipe
+        self._folder, self._progress = folder, progress
+        self._rows = 0
+        self._options = LoadOptions(threads=recipe.measure.threads or usable_cores())
+        self._context = (
+            dataset.sha256,
+            len(dataset.val),
+            recipe.as_mapping(),
+            stable(describe()),
+        )
+
+    def rows(self, runtimes: Sequence[str]) -> Iterator[Row]:
+        """Yield one finished row after the other."""
+        row = self._step(
+            "source", StepKind.SOURCE, self._source, lambda: Built(self._source), LoadOptions(plain=True)
+        )
+        yield row
+        if row.verdict is not Verdict.PASS:
+            return
+        graph = self._source
+        for stage, make in STRUCTURAL_STAGES.items():
+            row = self._step(stage, StepKind.STRUCTURAL, graph, partial(make, graph, self._folder.store))
+            yield row
+            if row.verdict is Verdict.FAIL:
+                return
+            graph = self._artifact(row) if row.verdict is Verdict.PASS else graph
+        quantised: Artifact | None = None
+        if "int8" in self._recipe.precisions:
+            for scheme in applicable_schemes(load_onnx(graph.path)):
+                row = self._quantised(scheme, graph)
+                yield row
+                if row.verdict is Verdict.PASS:
+                    quantised = self._artifact(row)
+                    break
+        for runtime in runtimes:
+            yield from self._builds(runtime, graph, quantised)
+
+    def _builds(self, runtime: str, graph: Artifact, quantised: Artifact | None) -> Iterator[Row]:
+        for base, suffix in ((graph, ""), (quantised, ":int8")):
+            if base is None:
+                continue
+            row = self._step(
+                f"build:{runtime}{suffix}",
+                StepKind.BUILD,
+                base,
+                partial(backend(runtime).build, base, self._folder.store),
+                # What INT8 changed was judged with INT8; a build has to give the same numbers again.
+                reproduces=Candidate(base, self._options) if suffix else None,
+            )
+            yield row
+
+    def _quantised(self, scheme: Scheme, graph: Artifact) -> Row:
+        split = self._dataset.calib.spread(self._recipe.data.calib_images)
+
+        def make() -> Built:
+            self._progress.stage(scheme.name, "calibrating", len(split))
+            return stages.quantize(
+                graph,
+                split,
+                scheme.name,
+                self._folder.store,
+                options=self._recipe.int8,
+                on_image=self._progress.advance,
+            )
+
+        return self._step(scheme.name, StepKind.PRECISION, graph, make)
+
+    def _step(
+        self,
+        stage: str,
+        kind: StepKind,
+        base: Artifact,
+        make: Callable[[], Built],
+        options: LoadOptions | None = None,
+        *,
+        reproduces: Candidate | None = None,
+    ) -> Row:
+        """Take over a finished row, or make the artifact and assess it."""
+        before = max(self.accepted, key=lambda one: one.gain).candidate if self.accepted else None
+        chosen = options or self._options
+        key = key_of((stage, base.sha256, None if before is None else before.key, chosen, self._context))
+        row = self._folder.finished(key)
+        if row is None:
+            self._progress.stage(stage, "making the artifact", 1)
+            try:
+                step = Step(stage, kind, make(), chosen, before, reproduces)
+                row = self.assessor.assess(step)
+            except (BackendError, ModelError) as error:
+                row = Row(stage, Verdict.FAIL, str(error), unmeasured={"artifact": "the step made none"})
+            self._folder.finish(key, row)
+        self._progress.row(stage, row.verdict, row.reason)
+        if row.verdict is Verdict.PASS:
+            candidate = Candidate(self._artifact(row), chosen)
+            self.accepted.append(Accepted(self._rows, stage, candidate, row.gain or 1.0))
+        self._rows += 1
+        return row
+
+    def _artifact(self, row: Row) -> Artifact:
+        return artifact_of(self._folder.folder, row, self._source.spec)
+
+
+def stable(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the environment decides a measurement's validity: the processor and the versions."""
+    return {name: environment.get(name) for name in ("cpu", "python", "packages")}

@@ -1,0 +1,82 @@
+"""What the report shows beside the ledger: pictures before and after, time by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from vitesse.assess import Assessor
+from vitesse.backends.protocol import LoadOptions
+from vitesse.choice import Accepted
+from vitesse.data.results import Detections, Result
+from vitesse.data.split import Sample
+from vitesse.errors import VitesseError
+from vitesse.ledger import Ledger
+from vitesse.measure import Candidate
+from vitesse.predict import Model
+from vitesse.profile.operators import profile
+from vitesse.report.extras import OperatorBar, Picture, ReportExtras, save_extras
+from vitesse.report.html import write_report
+
+PICTURES = 4
+# Small images are enlarged, so that boxes and labels can be read beside each other.
+SMALLEST_SIDE = 224
+
+
+def write_run_report(folder: Path, ledger: Ledger, accepted: Sequence[Accepted], assessor: Assessor) -> Path:
+    """Draw, profile, and write report.html and report.md into the run folder."""
+    chosen = next((one for one in accepted if one.index == ledger.chosen), None)
+    extras = ReportExtras(pictures_note="Nothing was chosen.", operators_note="Nothing was chosen.")
+    if chosen is not None:
+        extras = replace(
+            _operators(assessor, chosen.candidate), pictures=_pictures(assessor, chosen.candidate)
+        )
+    save_extras(folder, extras)
+    return write_report(folder, ledger, extras)
+
+
+def _pictures(assessor: Assessor, chosen: Candidate) -> tuple[Picture, ...]:
+    samples = assessor.dataset.val.spread(PICTURES).samples
+    with (
+        Model(assessor.source, LoadOptions(plain=True)) as before,
+        Model(chosen.artifact, chosen.options) as after,
+    ):
+        return tuple(_picture(sample, before, after) for sample in samples)
+
+
+def _picture(sample: Sample, before: Model, after: Model) -> Picture:
+    pixels = sample.read()
+    drawn, notes = [], []
+    for model in (before, after):
+        result = model(pixels)
+        shown = Image.fromarray(pixels)
+        factor = max(1, round(SMALLEST_SIDE / min(shown.size)))
+        scaled: Result = result
+        if isinstance(result, Detections):
+            scaled = replace(result, boxes_xyxy=result.boxes_xyxy * factor)
+            count = len(result.above(0.5))
+            notes.append(f"{count} detection{'' if count == 1 else 's'}")
+        else:
+            notes.append(f"{result.names[0]} {result.scores[0]:.1%}")
+        enlarged = shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
+        stream = BytesIO()
+        scaled.draw(enlarged).save(stream, "PNG", optimize=True)
+        drawn.append(stream.getvalue())
+    return Picture(sample.path.name, drawn[0], drawn[1], f"{notes[0]} before, {notes[1]} after")
+
+
+def _operators(assessor: Assessor, chosen: Candidate) -> ReportExtras:
+    inputs = assessor.timed_feeds()
+    try:
+        before = profile(assessor.source, inputs, threads=chosen.options.threads)
+        after = profile(chosen.artifact, inputs, threads=chosen.options.threads)
+    except VitesseError as error:
+        return ReportExtras(operators_note=f"Not profiled: {error.what}")
+    times = [{row.operator: row.ms for row in one.operators} for one in (before, after)]
+    names = sorted(times[0].keys() | times[1].keys(), key=lambda op: -max(one.get(op, 0.0) for one in times))
+    bars = tuple(OperatorBar(op, times[0].get(op, 0.0), times[1].get(op, 0.0)) for op in names)
+    return ReportExtras(operators=bars)
