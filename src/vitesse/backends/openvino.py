@@ -77,7 +77,10 @@ class OpenVinoSession:
         return {info.name: array for info, array in zip(engine.outputs, arrays_out, strict=True)}
 
     def operator_times(self) -> tuple[tuple[str, str, float], ...]:
-        """Return (operator type, node name, milliseconds) of the last run; needs `LoadOptions.profile_to`."""
+        """Return (operator type, node name, milliseconds) of each node; needs `LoadOptions.profile_to`.
+
+        The times are OpenVINO's averages over all runs so far with the batch of the last one.
+        """
         if self._last is None:
             raise BackendError("nothing was run in this session", expected="a run before asking for times")
         return tuple(

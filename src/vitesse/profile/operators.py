@@ -120,17 +120,23 @@ def _kernels(written: Iterable[dict[str, Any]], runs: int) -> Iterable[Event]:
 def _openvino(
     artifact: Artifact, feeds: Sequence[Tensors], threads: int, runs: int
 ) -> tuple[list[Event], list[float]]:
-    events: list[Event] = []
-    times: list[float] = []
     options = LoadOptions(threads=threads, profile_to="counters")
     session: Any
     with backend("openvino").load(artifact, options) as engine, engine.session() as session:
         for turn in range(_WARM_UP):
             session.run(feeds[turn % len(feeds)])
-        for turn in range(runs):
-            times.append(session.run(feeds[turn % len(feeds)]).host_ms)
-            events += [event for event in session.operator_times() if event[2] > 0]
-    return events, times
+        before = session.operator_times()
+        times = [session.run(feeds[turn % len(feeds)]).host_ms for turn in range(runs)]
+        after = session.operator_times()
+    return list(_without_warm_up(before, after, runs)), times
+
+
+def _without_warm_up(before: Sequence[Event], after: Sequence[Event], runs: int) -> Iterable[Event]:
+    """Times of the measured runs alone, out of two averages that both hold the warm-up; one event per run."""
+    for (operator, node, early), (_, _, late) in zip(before, after, strict=True):
+        ms = late + (late - early) * _WARM_UP / runs
+        if ms > 0:
+            yield from [(operator, node, ms)] * runs
 
 
 def _summed(
