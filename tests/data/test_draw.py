@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from vitesse.data.draw import PALETTE, class_color, draw_caption, draw_detections
 from vitesse.data.results import Classification, Detections
@@ -40,22 +40,58 @@ def test_line_and_letters_grow_with_the_picture():
     assert 8 * heights[0] > heights[1] > 4 * heights[0]
 
 
+@pytest.fixture
+def chips(monkeypatch):
+    """Corners of the labels, as they are drawn."""
+    drawn = []
+    draw = ImageDraw.ImageDraw.rounded_rectangle
+
+    def recording(pen, xy, **style):
+        drawn.append(xy)
+        draw(pen, xy, **style)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rounded_rectangle", recording)
+    return drawn
+
+
 @pytest.mark.parametrize(
     "box",
     [(200, 0, 256, 60), (0, 0, 30, 8), (-50, -50, 400, 400), (250, 250, 256, 256), (100, 100, 100, 100)],
 )
-def test_label_stays_inside_the_picture(box, monkeypatch):
-    chips = []
-    draw = ImageDraw.ImageDraw.rounded_rectangle
-    monkeypatch.setattr(
-        ImageDraw.ImageDraw,
-        "rounded_rectangle",
-        lambda pen, xy, **style: (chips.append(xy), draw(pen, xy, **style)),
-    )
+def test_label_stays_inside_the_picture(box, chips):
     one_box(box, name="refrigerator")
     ((left, top, right, bottom),) = chips
     assert min(left, top) >= 0
     assert max(right, bottom) <= 255
+
+
+def test_labels_of_boxes_that_nearly_coincide_do_not_hide_each_other(chips):
+    boxes = np.array([[50, 60, 150, 180], [52, 62, 152, 182], [54, 58, 148, 178]], np.float32)
+    scores = np.array([0.9, 0.8, 0.7])
+    draw_detections(plain(256, 256), boxes, scores, np.zeros(3, int), ["cat"] * 3)
+    for index, one in enumerate(chips):
+        for other in chips[index + 1 :]:
+            assert one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
+
+
+def test_best_label_lies_on_top_where_there_is_no_free_place(chips):
+    boxes = np.tile(np.array([0, 0, 200, 40], np.float32), (9, 1))
+    draw_detections(plain(200, 40), boxes, np.linspace(0.9, 0.1, 9), np.arange(9), ["a long name"] * 9)
+    assert len(chips) == 9
+    assert chips[-1][:2] == (0, 0)
+
+
+def test_pillow_without_freetype_still_writes(monkeypatch):
+    bitmap = ImageFont.load_default_imagefont()
+
+    def without_freetype(size=None):
+        if size is not None:
+            raise ImportError("The _imagingft C module is not installed")
+        return bitmap
+
+    monkeypatch.setattr(ImageFont, "load_default", without_freetype)
+    assert len(touched(one_box((60, 80, 160, 200)))[0]) > 1000
+    assert touched(draw_caption(plain(300, 300), "cat"))[0].min() > 260
 
 
 def test_name_longer_than_the_picture_is_shortened():

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vitesse.data.images import ImageSource
 
 Color = tuple[int, int, int]
+Corners = tuple[int, int, int, int]
+Chip = tuple[Corners, str]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # Okabe and Ito, "Color Universal Design", 2008, without black and ordered so that neighbours differ most.
@@ -53,22 +55,21 @@ def draw_detections(
         DataError: the image cannot be read.
     """
     canvas, factor = _canvas(image)
-    width, height = canvas.size
     line, font = _line_width(canvas), _font(canvas)
+    edge = max(1, line // 3)  # a dark rim keeps yellow visible on sand and blue on sky
     pen = ImageDraw.Draw(canvas)
-    for index in np.argsort(scores, kind="stable"):
-        corners = np.nan_to_num(boxes_xyxy[index] * factor)
-        left, right = np.clip(np.sort(corners[[0, 2]]), 0, width - 1).round().astype(int).tolist()
-        top, bottom = np.clip(np.sort(corners[[1, 3]]), 0, height - 1).round().astype(int).tolist()
-        color = class_color(int(labels[index]))
-        edge = max(1, line // 3)  # a dark rim keeps yellow visible on sand and blue on sky
-        pen.rectangle(
-            (left - edge, top - edge, right + edge, bottom + edge), outline=_INK, width=line + 2 * edge
-        )
-        pen.rectangle((left, top, right, bottom), outline=color, width=line)
-        _chip(
-            pen, canvas.size, (left - edge, top, bottom), f"{names[index]} {scores[index]:.0%}", color, font
-        )
+    order = np.argsort(scores, kind="stable")
+    boxes = {index: _inside(canvas, boxes_xyxy[index] * factor) for index in order.tolist()}
+    for index, (left, top, right, bottom) in boxes.items():
+        rim = (left - edge, top - edge, right + edge, bottom + edge)
+        pen.rectangle(rim, outline=_INK, width=line + 2 * edge)
+        pen.rectangle((left, top, right, bottom), outline=class_color(int(labels[index])), width=line)
+    chips: dict[int, Chip] = {}
+    for index in reversed(boxes):  # the best choose their place first …
+        text = f"{names[index]} {scores[index]:.0%}"
+        chips[index] = _chip(pen, boxes[index], text, font, [corners for corners, _ in chips.values()])
+    for index in boxes:  # … and lie on top where there is no free one
+        _write(pen, chips[index], class_color(int(labels[index])), font)
     return canvas
 
 
@@ -88,7 +89,7 @@ def draw_caption(image: ImageSource, text: str) -> Image.Image:
     pen = ImageDraw.Draw(canvas, "RGBA")
     pen.rectangle((0, height - band, width, height), fill=(*_INK, 215))
     shown = _shortened(pen, text, font, width - 4 * pad)
-    pen.text((2 * pad, height - band / 2), shown, fill=_PAPER, font=font, anchor=_anchor(font))
+    _text(pen, 2 * pad, height - band / 2, shown, _PAPER, font)
     return canvas
 
 
@@ -140,31 +141,65 @@ def _text_height(font: Font) -> int:
     return round(font.getbbox("Ag")[3])
 
 
-def _anchor(font: Font) -> str | None:
-    return "lm" if isinstance(font, ImageFont.FreeTypeFont) else None
+def _text(pen: ImageDraw.ImageDraw, left: float, middle: float, text: str, color: Color, font: Font) -> None:
+    """Write from `left`, centred on the line `middle`; bitmap fonts cannot be anchored there themselves."""
+    if isinstance(font, ImageFont.FreeTypeFont):
+        pen.text((left, middle), text, fill=color, font=font, anchor="lm")
+    else:
+        pen.text((left, middle - _text_height(font) / 2), text, fill=color, font=font)
 
 
-def _chip(
-    pen: ImageDraw.ImageDraw,
-    picture: tuple[int, int],
-    edges: tuple[int, int, int],
-    text: str,
-    color: Color,
-    font: Font,
-) -> None:
-    """Write `text` on a filled label above the box, or inside where there is no room; never off the picture."""
-    (width, height), (left, top, bottom) = picture, edges
+def _inside(canvas: Image.Image, box: NDArray[np.floating[Any]]) -> Corners:
+    """Corners in order, cut at the picture's edges, as whole pixels."""
+    across, down = np.nan_to_num(box[[0, 2]]), np.nan_to_num(box[[1, 3]])
+    left, right = np.clip(np.sort(across), 0, canvas.width - 1).round().astype(int).tolist()
+    top, bottom = np.clip(np.sort(down), 0, canvas.height - 1).round().astype(int).tolist()
+    return left, top, right, bottom
+
+
+def _chip(pen: ImageDraw.ImageDraw, box: Corners, text: str, font: Font, taken: Sequence[Corners]) -> Chip:
+    """Place of a label at the box, never off the picture and not on another if avoidable, and its text."""
     pad = _padding(font)
-    text = _shortened(pen, text, font, width - 2 * pad)
-    chip_width, chip_height = round(pen.textlength(text, font=font)) + 2 * pad, _text_height(font) + pad
-    x = min(max(left, 0), max(width - chip_width, 0))
-    y = top - chip_height
-    if y < 0:
-        roomy = bottom - top >= 3 * chip_height  # in a small box the label would hide what was found
-        y = top if roomy else min(bottom + 1, height - chip_height)
-    y = max(0, y)
-    pen.rounded_rectangle((x, y, x + chip_width - 1, y + chip_height - 1), radius=pad // 2, fill=color)
-    pen.text((x + pad, y + chip_height / 2), text, fill=_readable_on(color), font=font, anchor=_anchor(font))
+    text = _shortened(pen, text, font, pen.im.size[0] - 2 * pad)
+    size = round(pen.textlength(text, font=font)) + 2 * pad, _text_height(font) + pad
+    x, y = _place(box, size, pen.im.size, taken)
+    return (x, y, x + size[0] - 1, y + size[1] - 1), text
+
+
+def _write(pen: ImageDraw.ImageDraw, chip: Chip, color: Color, font: Font) -> None:
+    (left, top, right, bottom), text = chip
+    pad = _padding(font)
+    pen.rounded_rectangle((left, top, right, bottom), radius=pad // 2, fill=color)
+    _text(pen, left + pad, (top + bottom + 1) / 2, text, _readable_on(color), font)
+
+
+def _place(
+    box: Corners, size: tuple[int, int], picture: tuple[int, int], taken: Sequence[Corners]
+) -> tuple[int, int]:
+    """Return the left top of a label: above the box where that is free, else below, else inside."""
+    (left, top, right, bottom), (width, height) = box, size
+    inside = [(left, top), (left, bottom - height)]
+    outside = [
+        (left, top - height),
+        (right - width, top - height),
+        (left, bottom + 1),
+        (right - width, bottom + 1),
+    ]
+    roomy = bottom - top >= 3 * height  # in a small box the label would hide what was found
+    wished = [outside[0], *inside, *outside[1:]] if roomy else [*outside, *inside]
+    free = []
+    for x, y in wished:
+        x = min(max(x, 0), max(picture[0] - width, 0))
+        if 0 <= y <= picture[1] - height:
+            free.append((x, y))
+    for x, y in free:
+        if not any(_overlap((x, y, x + width - 1, y + height - 1), other) for other in taken):
+            return x, y
+    return free[0] if free else (min(left, max(picture[0] - width, 0)), max(0, min(top, picture[1] - height)))
+
+
+def _overlap(one: Corners, other: Corners) -> bool:
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 
 def _readable_on(color: Color) -> Color:

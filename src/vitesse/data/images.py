@@ -23,6 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # Pillow's own limit, 268 MB of RGB: above any camera's single shot, below what a server should decode.
 MAX_PIXELS = 89_478_485
+_PILLOW_BOUND = 2 * MAX_PIXELS  # files above it Pillow itself refuses to open
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4 A
 _TURN = {
@@ -209,11 +210,12 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _too_large(name: str, found: str, max_pixels: int) -> DataError:
+    most = min(max_pixels, _PILLOW_BOUND)
     return DataError(
         f"{name} is too large: {found}",
-        expected=f"at most {max_pixels} pixels",
+        expected=f"at most {most} pixels",
         cause="a decompression bomb, or a scan at full resolution",
-        fix="scale the image down, or raise max_pixels",
+        fix="scale the image down" + (", or raise max_pixels" if most < _PILLOW_BOUND else ""),
     )
 
 
