@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from vitesse.sources.onnx_file import load_onnx, write_spec
 from vitesse.sources.preset import preset_names
 from vitesse.sources.signature import check_spec_against
 from vitesse.sources.spec_file import example_spec, find_spec
-from vitesse.spec import Decode, ModelSpec, Resize, spec_from_mapping
+from vitesse.spec import Decode, ModelSpec, Preprocessing, Resize, spec_from_mapping
 
 GOOD = """
 task = "detection"
@@ -251,3 +252,13 @@ def test_an_extra_padding_mask_keeps_detr_from_fitting() -> None:
     model.graph.input.append(helper.make_tensor_value_info("pixel_mask", TensorProto.INT64, ["N", "H", "W"]))
     with pytest.raises(SpecError, match="also wants the input `pixel_mask`"):
         _preset("detr", model)
+
+
+def test_the_specs_in_the_documentation_are_valid_and_name_every_key() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "spec.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        spec_from_mapping(tomllib.loads(block))
+    for key in (*ModelSpec.__dataclass_fields__, *Preprocessing.__dataclass_fields__, *preset_names()):
+        assert f"`{key}`" in text or key == "preprocessing"

@@ -121,6 +121,40 @@ def test_tensors_inside_a_branch_are_left_out() -> None:
     assert (found.tensor, found.op_type) == ("hidden", "If")
 
 
+def _choosing(scores: list[float], factor: float = 1.0) -> onnx.ModelProto:
+    """The two best of four queries by constant scores, and the hidden features of those, times `factor`."""
+    model = tiny_graphs.detector()
+    for name, value in (("fixed", [scores]), ("two", [2]), ("factor", factor)):
+        dtype = np.int64 if name == "two" else np.float32
+        tiny_graphs.set_weight(model, name, np.array(value, dtype))
+    model.graph.node.extend(
+        [
+            helper.make_node("Identity", ["fixed"], ["query_scores"]),
+            helper.make_node("TopK", ["query_scores", "two"], ["best", "chosen"], "choose", axis=1),
+            helper.make_node("Gather", ["hidden", "chosen"], ["picked"], "pick", axis=1),
+            helper.make_node("Mul", ["picked", "factor"], ["refined"], "refine"),
+        ]
+    )
+    return model
+
+
+def test_a_swap_of_tied_queries_is_not_a_divergence_and_a_fault_behind_it_is_found() -> None:
+    original, swapped = _choosing([0.1, 0.7, 0.7000001, 0.2]), _choosing([0.1, 0.7000001, 0.7, 0.2])
+    assert first_diverging(original, swapped, FEEDS) is None
+    found = first_diverging(original, _choosing([0.1, 0.7000001, 0.7, 0.2], factor=1.1), FEEDS)
+    assert found is not None
+    assert (found.tensor, found.max_rel) == ("refined", pytest.approx(0.1, rel=1e-3))
+
+
+def test_a_choice_of_other_values_is_a_divergence() -> None:
+    found = first_diverging(_choosing([0.1, 0.7, 0.6, 0.2]), _choosing([0.8, 0.7, 0.6, 0.2]), FEEDS)
+    assert found is not None and found.tensor == "query_scores"
+    worst = _choosing([0.1, 0.7, 0.6, 0.2])
+    tiny_graphs.node(worst, "choose").attribute.append(helper.make_attribute("largest", 0))
+    found = first_diverging(_choosing([0.1, 0.7, 0.6, 0.2]), worst, FEEDS)
+    assert found is not None and (found.tensor, found.op_type) == ("best", "TopK")
+
+
 def test_groups_of_tensors_stay_inside_the_memory_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
     run = diverge._Probe.run
