@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from shared_data import shared
@@ -175,7 +177,9 @@ def test_file_name_that_points_outside_is_refused(tmp_path, name):
             "annotations name category 7, which 'categories' does not list",
         ),
         ({"bbox": [1, 1, 2, 2]}, "annotations name category None"),
+        ({"bbox": [1, 1, 2, 2], "category_id": [0]}, r"annotations name category \[0\]"),
         ({**BOX, "image_id": 9}, "annotation 1 belongs to image 9"),
+        ({**BOX, "image_id": {}}, "annotation 1 belongs to image {}"),
     ],
 )
 def test_impossible_annotation_is_refused_by_number(tmp_path, annotation, words):
@@ -212,6 +216,39 @@ def test_damaged_or_incomplete_json_is_refused_by_name(tmp_path, text, words):
     (tmp_path / "annotations.json").write_text(text)
     with pytest.raises(DataError, match=words):
         open_dataset(tmp_path)
+
+
+JUNK = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.just([])
+    | st.just({})
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    table=st.sampled_from(["images", "annotations", "categories"]),
+    key=st.sampled_from(
+        ["id", "file_name", "height", "width", "bbox", "area", "iscrowd", "image_id", "category_id", "name"]
+    ),
+    value=JUNK,
+)
+def test_json_with_anything_in_any_field_opens_or_is_refused_and_never_crashes(tmp_path, table, key, value):
+    images(tmp_path, "a.png")
+    coco(tmp_path / "annotations.json", ["a.png"], [BOX])
+    raw = json.loads((tmp_path / "annotations.json").read_text())
+    raw[table][0][key] = value
+    (tmp_path / "annotations.json").write_text(json.dumps(raw))
+    try:
+        data = open_dataset(tmp_path, spec=detector(["cat", "dog"]))
+    except DataError:
+        return
+    assert data.kind == "coco"
+    assert len(data.val) == 1
 
 
 def test_image_of_another_size_than_the_json_says_is_refused_when_read(tmp_path):

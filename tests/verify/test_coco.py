@@ -1,4 +1,6 @@
+import importlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from shared_data import shared
 from vitesse.data.dataset import open_dataset
 from vitesse.data.results import Detections
 from vitesse.data.split import Truth
-from vitesse.errors import DataError
+from vitesse.errors import DataError, MissingExtra
 from vitesse.verify.coco import average_precision, coco_ap
 
 
@@ -79,6 +81,13 @@ def test_nothing_is_printed(capsys):
 def test_images_without_any_object_cannot_be_measured():
     with pytest.raises(DataError, match="none of the 2 images has a labelled object"):
         average_precision({1: found([A], [0], [0.9])}, {1: truth([], []), 2: truth([], [])})
+
+
+def test_missing_pycocotools_is_named_with_its_pip_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    monkeypatch.delitem(sys.modules, "vitesse.verify.coco")
+    with pytest.raises(MissingExtra, match=r"pip install 'vitesse\[optimize\]'"):
+        importlib.import_module("vitesse.verify.coco")
 
 
 def test_split_without_boxes_cannot_be_measured():

@@ -89,8 +89,8 @@ def read_coco(
     base = _image_folder(images, path, folder, names)
     samples = []
     for image_id, image in images.items():
-        announced = "height" in image and "width" in image
-        size = (int(image["height"]), int(image["width"])) if announced else None
+        height, width = image.get("height"), image.get("width")
+        size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         samples.append(Sample(base / image["file_name"], image_id, size=size))
     return Split(tuple(samples), truth), class_names
 
@@ -156,8 +156,8 @@ def _by_id(entries: Sequence[dict[str, Any]], kind: str, path: Path) -> dict[int
 
 
 def _used(raw: Mapping[str, Any], categories: Mapping[int, str], path: Path) -> set[int]:
-    used = {annotation.get("category_id") for annotation in raw["annotations"]}
-    unknown = sorted(map(str, used - set(categories)))
+    named = [annotation.get("category_id") for annotation in raw["annotations"]]
+    unknown = sorted({str(key) for key in named if not _known(key, categories)})
     if unknown:
         raise DataError(
             f"{path}: annotations name category {first_of(unknown)}, which 'categories' does not list",
@@ -165,7 +165,12 @@ def _used(raw: Mapping[str, Any], categories: Mapping[int, str], path: Path) -> 
             cause="categories were removed or renumbered after labelling",
             fix="export the annotations with their categories",
         )
-    return used
+    return set(named)
+
+
+def _known(key: object, entries: Mapping[int, Any]) -> bool:
+    """Whether an id from the JSON, which may be anything, is one of the listed ones."""
+    return isinstance(key, int | float) and key in entries
 
 
 def _classes(
@@ -197,14 +202,15 @@ def _truth(
 ) -> dict[int, Truth]:
     rows: dict[int, list[tuple[list[float], int, bool, float]]] = {key: [] for key in images}
     for annotation in raw["annotations"]:
-        if annotation.get("image_id") not in rows:
+        if not _known(annotation.get("image_id"), images):
             raise DataError(
                 f"{path}: annotation {annotation.get('id')} belongs to image {annotation.get('image_id')!r}",
                 expected="an id listed in 'images'",
                 cause="images were removed from the list, or two files were mixed up",
             )
         box = _box(annotation, path)
-        area = float(annotation.get("area", box[2] * box[3]))
+        told = annotation.get("area")  # of the object's outline; the box's where it is not given
+        area = float(told) if isinstance(told, int | float) else box[2] * box[3]
         label = class_of[annotation["category_id"]]
         rows[annotation["image_id"]].append((box, label, bool(annotation.get("iscrowd", 0)), area))
     return {key: _objects(found) for key, found in rows.items()}

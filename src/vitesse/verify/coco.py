@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from vitesse.data.boxes import xyxy_to_xywh
 from vitesse.data.results import Detections
 from vitesse.data.split import Split, Truth
-from vitesse.errors import DataError
+from vitesse.errors import DataError, MissingExtra
+
+try:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+except ImportError as error:
+    raise MissingExtra("pycocotools is not installed", fix="pip install 'vitesse[optimize]'") from error
 
 # The places of pycocotools' `stats`; 6 and 7 are recall at 1 and 10 detections.
 _STATS = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR100": 8}
