@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitesse.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
-    from vitesse.backends.protocol import Availability, Backend
+    from vitesse.backends.protocol import Availability, Backend, Built
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,13 @@ TABLE: Mapping[str, Entry] = {
     ),
 }
 
+# Runtimes with an INT8 of their own: a function `quantize(artifact, store, feeds, *, ignored, images) -> Built`.
+QUANTIZERS: Mapping[str, Entry] = {
+    "openvino": Entry(
+        "vitesse.backends.openvino_int8", "quantize", "nncf", "pip install 'vitesse[openvino-int8]'"
+    ),
+}
+
 # The order is the order of trying; the first is always installed, as a dependency of the package.
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime", "openvino"),
@@ -48,13 +55,30 @@ def backend(name: str) -> Backend:
         UsageError: no runtime of that name is wrapped; the message lists those that are.
         MissingExtra: its package is absent or does not load; the message has the pip line.
     """
-    entry = TABLE.get(name)
-    if entry is None:
+    if name not in TABLE:
         raise UsageError(f"unknown backend {name!r}", expected=f"one of: {', '.join(TABLE)}")
-    if find_spec(entry.package) is None:
-        raise MissingExtra(
-            f"{entry.package} is not installed", expected=f"it, for the backend {name!r}", fix=entry.pip
+    made: Backend = _named(TABLE[name], f"the backend {name!r}")()
+    return made
+
+
+def quantizer(name: str) -> Callable[..., Built]:
+    """Import and return the INT8 quantiser of a runtime.
+
+    Raises:
+        UsageError: the runtime has none of its own.
+        MissingExtra: its package is absent or does not load; the message has the pip line.
+    """
+    if name not in QUANTIZERS:
+        raise UsageError(
+            f"the backend {name!r} has no quantiser of its own", expected=f"one of: {', '.join(QUANTIZERS)}"
         )
+    found: Callable[..., Built] = _named(QUANTIZERS[name], f"the INT8 of {name!r}")
+    return found
+
+
+def _named(entry: Entry, purpose: str) -> Any:
+    if find_spec(entry.package) is None:
+        raise MissingExtra(f"{entry.package} is not installed", expected=f"it, for {purpose}", fix=entry.pip)
     try:
         module = import_module(entry.module)
     except ImportError as error:
@@ -63,8 +87,7 @@ def backend(name: str) -> Backend:
             cause="a missing system library, or a build for another platform or Python",
             fix=entry.pip.replace("pip install", "pip install --force-reinstall"),
         ) from error
-    made: Backend = getattr(module, entry.name)()
-    return made
+    return getattr(module, entry.name)
 
 
 def available() -> dict[str, Availability]:
