@@ -62,7 +62,7 @@ def fuse_model(model: onnx.ModelProto) -> Fused:
     Works best on a cleaned model: the patterns do not look through Identity, Dropout or shape arithmetic.
 
     Raises:
-        ModelError: `model` is not a valid graph, or a fusion needs an opset it cannot be raised to.
+        ModelError: `model` is not a valid graph.
         NotVerified: the result broke the contract (see `contract.verify`).
     """
     graph = load(model)

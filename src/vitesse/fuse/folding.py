@@ -71,7 +71,17 @@ def _folded(model: ir.Model, largest: int) -> ir.Model:
     for node in list(copy.graph):
         if node.op_type in _BY_RUNTIME and node.domain == "" and _result_size(node) <= largest:
             _replace_by_values(copy, node)
+    _make_contiguous(copy)
     return copy
+
+
+def _make_contiguous(model: ir.Model) -> None:
+    """A folded Transpose is a strided view, which the pass that hashes initialisers refuses."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.Tensor):
+            array = value.const_value.numpy()
+            if not array.flags.c_contiguous:
+                value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
 
 
 def _result_size(node: ir.Node) -> float:

@@ -34,8 +34,8 @@ _EXPECTED = {
 
 def _erf_gate(op: Any, x: Any, names: dict[str, Any]) -> Any:
     """1 + erf(x / √2)."""
-    argument = OrValue([op.Div(x, names["root_two"]), either(op.Mul, x, names["inverse_root_two"])])
-    return either(op.Add, op.Erf(argument), names["one"])
+    argument = OrValue([op.Div(x, names["root_two"]), op.Mul(x, names["inverse_root_two"])])
+    return op.Add(op.Erf(argument), names["one"])
 
 
 def _tanh_gate(op: Any, x: Any, names: dict[str, Any]) -> Any:
@@ -44,14 +44,14 @@ def _tanh_gate(op: Any, x: Any, names: dict[str, Any]) -> Any:
     cubed = OrValue([op.Pow(x, names["three"]), either(op.Mul, x, squared)])
     scaled_cube = OrValue(
         [
-            either(op.Mul, cubed, names["cubic"]),
-            either(op.Mul, either(op.Mul, x, names["cubic"]), squared),
-            either(op.Mul, x, either(op.Mul, squared, names["cubic"])),
+            op.Mul(cubed, names["cubic"]),
+            either(op.Mul, op.Mul(x, names["cubic"]), squared),
+            either(op.Mul, x, op.Mul(squared, names["cubic"])),
         ]
     )
-    factored = either(op.Mul, x, either(op.Add, either(op.Mul, squared, names["cubic"]), names["unit"]))
+    factored = either(op.Mul, x, op.Add(op.Mul(squared, names["cubic"]), names["unit"]))
     bracket = OrValue([either(op.Add, x, scaled_cube), factored])
-    return either(op.Add, op.Tanh(either(op.Mul, bracket, names["outer"])), names["one"])
+    return op.Add(op.Tanh(op.Mul(bracket, names["outer"])), names["one"])
 
 
 class _Gelu(FusionRule):
@@ -87,9 +87,9 @@ class _Gelu(FusionRule):
         }
         gate = (_erf_gate if self._approximate == "none" else _tanh_gate)(op, x, names)
         groupings: dict[str, Callable[[], tuple[Any, Any]]] = {
-            "half_x": lambda: (either(op.Mul, x, half), gate),
-            "half_gate": lambda: (x, either(op.Mul, gate, half)),
-            "half_last": lambda: (either(op.Mul, x, gate), half),
+            "half_x": lambda: (op.Mul(x, half), gate),
+            "half_gate": lambda: (x, op.Mul(gate, half)),
+            "half_last": lambda: (either(op.Mul, x, gate), half),  # never swapped: constants stand right
         }
         factors = groupings[self._grouping]()
         return op.Mul(*(factors[::-1] if self._swapped else factors))
@@ -117,8 +117,13 @@ GELU = Fusion(
     tuple(
         _Gelu.rule(approximate, grouping, swapped)
         for approximate in ("none", "tanh")
-        for grouping in ("half_x", "half_gate", "half_last")
-        for swapped in (False, True)
+        for grouping, swapped in (
+            ("half_x", False),
+            ("half_x", True),
+            ("half_gate", False),
+            ("half_gate", True),
+            ("half_last", False),
+        )
     ),
     opset=20,
 )

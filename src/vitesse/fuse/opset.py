@@ -30,8 +30,10 @@ def raise_opset(model: ir.Model, version: int) -> None:
     before = opset_of(model)
     if before >= version:
         return
-    with quiet("onnxscript.version_converter"):
-        ConvertVersionPass(target_version=version, fallback=True)(model)
+    convertible = not (before < 21 <= version and _has_open_group_norm(model))
+    if convertible:
+        with quiet("onnxscript.version_converter"):
+            ConvertVersionPass(target_version=version, fallback=True)(model)
     if opset_of(model) != version:
         raise ModelError(
             f"the model cannot be raised from opset {before} to {version}",
@@ -39,6 +41,19 @@ def raise_opset(model: ir.Model, version: int) -> None:
             cause="an operator whose meaning changed between the two versions has no conversion",
             fix=f"export the model again with opset {version}",
         )
+
+
+def _has_open_group_norm(model: ir.Model) -> bool:
+    """Opset 21 has one scale per channel instead of per group; the converter skips it where shapes are open."""
+
+    def is_open(value: ir.Value | None, axis: int) -> bool:
+        return value is None or value.shape is None or not isinstance(value.shape[axis], int)
+
+    return any(
+        is_open(node.inputs[0], 1) or is_open(node.inputs[1], 0) or is_open(node.inputs[2], 0)
+        for node in model.graph
+        if node.op_type == "GroupNormalization" and node.domain == ""
+    )
 
 
 @contextmanager

@@ -15,22 +15,23 @@ from onnx_ir.traversal import RecursiveGraphIterator
 from onnxscript.rewriter import MatchResult, MatchStatus, RewriteRule, RewriteRuleSet
 from onnxscript.rewriter.pattern import OrValue, RewriteRuleClassBase
 
-from vitesse.fuse.opset import opset_of, raise_opset
+from vitesse.errors import ModelError
+from vitesse.fuse.opset import raise_opset
 
 # What the matcher says when the whole pattern is there but a value inside it is also read elsewhere.
 _USED_ELSEWHERE = "Matched nodes have other uses preventing replacement."
-# A rewrite can uncover the next match; more rounds than this mean a rule that matches its own result.
-_MOST_ROUNDS = 20
+_COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 
 
 class LeftAlone(Exception):
     """Why a match is not rewritten; the text reaches the report."""
 
 
-class FusionRule(RewriteRuleClassBase):  # type: ignore[misc]  # onnxscript's stubs are skipped
+class FusionRule(RewriteRuleClassBase):
     """A rewrite rule in three steps: `pattern`, `plan` (or why not), `build`.
 
-    `plan` receives the values bound in the pattern and returns what `build` needs; it raises LeftAlone.
+    `plan` receives the values bound in the pattern and returns what `build` needs; it raises LeftAlone. What
+    `build` writes must not match `pattern` again: the rewriter visits new nodes, and would never end.
     """
 
     def plan(self, *unused: Any, **values: Any) -> Any:
@@ -104,35 +105,51 @@ def apply(model: ir.Model, fusions: Sequence[Fusion]) -> tuple[dict[str, int], d
     Returns:
         (fusion name → how often it was applied, also 0; fusion name → distinct reasons why what looked like
         the pattern was left alone).
-
-    Raises:
-        ModelError: the opset a fusion needs cannot be reached.
-        RuntimeError: a rule matches its own result, which is a defect of the rule.
     """
     counts: dict[str, int] = {}
     reasons: dict[str, tuple[str, ...]] = {}
+    _move_constants_right(model)
     for fusion in fusions:
         rule_sets = fusion.rule_sets()
-        if fusion.opset > opset_of(model) and _look(model, rule_sets).matches:
-            raise_opset(model, fusion.opset)
-        if fusion.opset <= opset_of(model):
-            applied = sum(_to_fixpoint(model, rule_set, fusion.name) for rule_set in rule_sets)
-        else:
-            applied = 0
+        found = _look(model, rule_sets)
+        refused = _opset_refusal(model, fusion) if found.matches else ""
+        applied = 0 if refused else sum(_to_fixpoint(model, rule_set) for rule_set in rule_sets)
+        if applied:
+            found = _look(model, rule_sets)
         counts[fusion.name] = counts.get(fusion.name, 0) + applied
-        seen = dict.fromkeys((*reasons.get(fusion.name, ()), *_look(model, rule_sets).found))
-        reasons[fusion.name] = tuple(seen)
+        seen = (*reasons.get(fusion.name, ()), *found.found, *filter(None, (refused,)))
+        reasons[fusion.name] = tuple(dict.fromkeys(seen))
     return counts, reasons
 
 
-def _to_fixpoint(model: ir.Model, rule_set: RewriteRuleSet, name: str) -> int:
+def _move_constants_right(model: ir.Model) -> None:
+    """Write c · x as x · c.
+
+    The matcher does not go back into an alternative that matched, so a pattern with two free operands could
+    bind the constant as x; with the constant always on the right it cannot.
+    """
+    for node in _nodes(model):
+        if node.domain == "" and node.op_type in _COMMUTATIVE and len(node.inputs) == 2:
+            left, right = node.inputs
+            if constant(left) is not None and constant(right) is None:
+                node.replace_input_with(0, right)
+                node.replace_input_with(1, left)
+
+
+def _opset_refusal(model: ir.Model, fusion: Fusion) -> str:
+    """Raise the opset to what `fusion` needs; return why that is not possible, or nothing."""
+    try:
+        raise_opset(model, fusion.opset)
+    except ModelError as error:
+        return f"needs opset {fusion.opset}: {error.what}"
+    return ""
+
+
+def _to_fixpoint(model: ir.Model, rule_set: RewriteRuleSet) -> int:
     total = 0
-    for _ in range(_MOST_ROUNDS):
-        applied = int(rule_set.apply_to_model(model))
-        if not applied:
-            return total
+    while applied := int(rule_set.apply_to_model(model)):
         total += applied
-    raise RuntimeError(f"fusion {name} still matches after {_MOST_ROUNDS} rounds: it matches its own result")
+    return total
 
 
 def _look(model: ir.Model, rule_sets: Sequence[RewriteRuleSet]) -> _Reasons:
@@ -173,5 +190,8 @@ def scalar(value: ir.Value | None) -> float | None:
 
 
 def either(operator: Any, left: Any, right: Any) -> Any:
-    """Pattern of a commutative operator in both operand orders; not for the root of a pattern."""
+    """Pattern of a commutative operator in both operand orders; not for the root of a pattern.
+
+    Not needed where one operand is a constant: `apply` moves it to the right.
+    """
     return OrValue([operator(left, right), operator(right, left)])

@@ -85,5 +85,49 @@ class _PositiveIndices(FusionRule):
         return op.Gather(plan.data, op.Constant(value=ir.tensor(plan.indices)), axis=plan.axis)
 
 
-CONSTANT_SHAPES = Fusion("shape_arithmetic", (_ConstantTarget.rule(),))
+class _StaticDimensions(FusionRule):
+    """Gather or Slice of a Shape that reads static dimensions only → constant.
+
+    (onnxscript folds a Shape that is static as a whole, and follows Gather for vectors of indices.)
+    """
+
+    def __init__(self, reader: str) -> None:
+        # The Shape stays where something else reads it too.
+        super().__init__(f"static_dimensions_{reader}", remove_nodes=False)
+        self._reader = reader
+
+    def pattern(self, op: Any, data: Any, first: Any) -> Any:
+        dims = op.Shape(data, _outputs=["dims"])
+        if self._reader == "gather":
+            return op.Gather(dims, first, _outputs=["read"])
+        return op.Slice(dims, first, _allow_other_inputs=True, _outputs=["read"])
+
+    def plan(self, *, data: ir.Value, first: ir.Value, dims: ir.Value, read: ir.Value) -> NDArray[Any]:
+        shape_node, node = dims.producer(), read.producer()
+        assert shape_node is not None and node is not None
+        if data.shape is None or shape_node.attributes.keys() & {"start", "end"}:
+            raise LeftAlone("")
+        arguments = [constant(value) for value in node.inputs[1:]]
+        if any(argument is None for argument in arguments):
+            raise LeftAlone("the place at which a shape is read is not constant")
+        places = np.arange(len(data.shape))
+        if self._reader == "gather":
+            places = np.take(places, np.asarray(arguments[0]))
+        else:
+            start, end = (int(argument.item()) for argument in arguments[:2] if argument is not None)
+            step = int(arguments[3].item()) if len(arguments) > 3 and arguments[3] is not None else 1
+            places = places[start:end:step]
+        sizes = [data.shape[int(place)] for place in places.reshape(-1)]
+        if not all(isinstance(size, int) for size in sizes):
+            raise LeftAlone("")
+        return np.array(sizes, dtype=np.int64).reshape(places.shape)
+
+    def build(self, op: Any, plan: NDArray[Any]) -> Any:
+        return op.Constant(value=ir.tensor(plan))
+
+
+CONSTANT_SHAPES = Fusion(
+    "shape_arithmetic",
+    (_StaticDimensions.rule("gather"), _StaticDimensions.rule("slice"), _ConstantTarget.rule()),
+)
 POSITIVE_INDICES = Fusion("gather_indices", (_PositiveIndices.rule(),))
