@@ -13,10 +13,20 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 
-from vitesse.fuse.attention_layout import Axes, Axis, View, flat, size, view_of, wide
+from vitesse.fuse.attention_layout import (
+    LAYOUT_OPERATORS,
+    Axes,
+    Axis,
+    View,
+    flat,
+    length,
+    size,
+    view_of,
+    wide,
+)
+from vitesse.fuse.rules import constant
 
 _OPERANDS = ("query", "key", "value")
-_MERGES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 
 
 class _Unsupported(Exception):
@@ -166,6 +176,9 @@ class SplitAndMergedHeads(RewriteRuleClassBase):
             raise _Unsupported("the heads are not merged back next to their width")
         self._to_sequence_first = orders[flat(view.axes)] and bool(batch)
         self._is_plain = [wide(axis) for axis in view.axes] == [batch, tokens, heads + width]
+        rows = (tokens, batch) if self._to_sequence_first else (batch, tokens)
+        if not self._is_plain and not _copies_only(merged, view, (*rows, heads + width)):
+            raise _Unsupported("the Reshape that merges the heads copies a length that is merged with others")
 
     def rewrite(self, op: Any, shape: ir.Value, **_: Any) -> Any:
         """Emit the three-axis form, and what is left of the reshapes."""
@@ -179,9 +192,21 @@ class SplitAndMergedHeads(RewriteRuleClassBase):
         if self._mask is not None:
             operands.append(self._mask)
         output = op.Attention(*operands, **attributes, q_num_heads=heads, kv_num_heads=heads)
+        query, _key, value = self._splits
+        output.shape = ir.Shape(
+            [length(query.batch), length(query.tokens), length(query.heads + value.width)]
+        )
         if self._to_sequence_first:
             return op.Reshape(op.Transpose(output, perm=[1, 0, 2]), shape)
         return output if self._is_plain else op.Reshape(output, shape)
+
+
+def _copies_only(merged: ir.Value, view: View, axes: Axes) -> bool:
+    """Whether each 0 in the Reshape's shape, which copies a length of its input, finds the same length in `axes`."""
+    node = merged.producer()
+    shape = constant(node.inputs[1]) if node is not None else None
+    copied = [] if shape is None else [at for at, length in enumerate(shape.flat) if length == 0]
+    return all(at < len(axes) and wide(view.axes[at]) == axes[at] for at in copied)
 
 
 def _same_for_all(mask: ir.Value) -> bool:
@@ -199,7 +224,7 @@ def _attention_before(value: ir.Value) -> ir.Node | None:
             return None
         if node.op_type == "Attention":
             return node if len(node.outputs) == 1 else None
-        if node.op_type not in _MERGES or node.inputs[0] is None:
+        if node.op_type not in LAYOUT_OPERATORS or node.inputs[0] is None:
             return None
         value = node.inputs[0]
     return None

@@ -15,6 +15,9 @@ import onnx_ir as ir
 
 from vitesse.fuse.rules import constant, scalar
 
+# Operators that move or regroup numbers and do nothing else.
+LAYOUT_OPERATORS = frozenset(("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
+
 
 @dataclass(frozen=True, eq=False)
 class Factor:
@@ -42,6 +45,14 @@ def size(factors: Sequence[Factor]) -> int | None:
     """Product of the sizes, None when one of them is not a number."""
     sizes = [factor.size for factor in factors]
     return None if None in sizes else math.prod(s for s in sizes if s is not None)
+
+
+def length(factors: Sequence[Factor]) -> int | str | None:
+    """The dimension these factors make: a number, the name of a single symbolic one, or None."""
+    known = size(factors)
+    if known is not None:
+        return known
+    return factors[0].label or None if len(factors) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -79,12 +90,12 @@ def view_of(value: ir.Value, roots: Mapping[ir.Value, Axes] | None = None) -> Vi
             return after
     if value.shape is None:
         return None
-    axes = tuple((_factor(length),) for length in value.shape)
+    axes = tuple((_factor(dimension),) for dimension in value.shape)
     return View(value, axes, axes, {})
 
 
-def _factor(length: int | ir.SymbolicDim) -> Factor:
-    return Factor(length) if isinstance(length, int) else Factor(None, str(length.value or ""))
+def _factor(dimension: int | ir.SymbolicDim) -> Factor:
+    return Factor(dimension) if isinstance(dimension, int) else Factor(None, str(dimension.value or ""))
 
 
 def _transpose(view: View, node: ir.Node, _: ir.Value) -> View | None:
@@ -145,11 +156,11 @@ def _slice(view: View, node: ir.Node, _: ir.Value) -> View | None:
         return None
     start, end, axis, *steps = (int(bound.item()) for bound in bounds if bound is not None)
     axis %= len(view.axes)
-    length = size(view.axes[axis])
-    if length is None or steps not in ([], [1]):
+    whole = size(view.axes[axis])
+    if whole is None or steps not in ([], [1]):
         return None
-    first, last = (min(bound if bound >= 0 else bound + length, length) for bound in (start, end))
-    return _picked(view, axis, first, keep=True) if last - first == 1 and length > 1 else None
+    first, last = (min(bound if bound >= 0 else bound + whole, whole) for bound in (start, end))
+    return _picked(view, axis, first, keep=True) if last - first == 1 and whole > 1 else None
 
 
 def _split(view: View, node: ir.Node, value: ir.Value) -> View | None:
@@ -176,13 +187,11 @@ def _targets(view: View, node: ir.Node, value: ir.Value) -> list[int | str | Non
         return [d if isinstance(d, int) else d.value for d in value.shape]
     copies = "allowzero" not in node.attributes or not node.attributes["allowzero"].as_int()
     targets: list[int | str | None] = []
-    for at, length in enumerate(int(n) for n in listed.flat):
-        if length == 0 and copies:
-            factors = wide(view.axes[at])
-            known = size(factors)
-            targets.append(known if known is not None else (factors[0].label if len(factors) == 1 else None))
+    for at, wanted in enumerate(int(n) for n in listed.flat):
+        if wanted == 0 and copies:
+            targets.append(length(wide(view.axes[at])))
         else:
-            targets.append(None if length < 0 else length)
+            targets.append(None if wanted < 0 else wanted)
     return targets
 
 

@@ -142,7 +142,10 @@ class SelectedToken(RewriteRuleClassBase):
                 narrow(value) if value is not None and i in part.inputs else value
                 for i, value in enumerate(part.node.inputs)
             ]
-            one[part.node.outputs[0]] = getattr(op, part.node.op_type)(*inputs, **part.node.attributes)
+            all_tokens = part.node.outputs[0]
+            made = getattr(op, part.node.op_type)(*inputs, **part.node.attributes)
+            made.shape = _narrowed(all_tokens.shape)
+            one[all_tokens] = made
         return one[x] if self._keeps_axis else op.Squeeze(one[x], op.Constant(value_ints=[_TOKENS]))
 
 
@@ -165,6 +168,13 @@ def _cone(x: ir.Value, root: ir.Node) -> list[TokenWise]:
     graph = root.graph
     assert graph is not None
     return [cone[node] for node in graph if node in cone]
+
+
+def _narrowed(shape: ir.Shape | None) -> ir.Shape | None:
+    """The shape for one token."""
+    if shape is None:
+        return None
+    return ir.Shape([1 if axis == _TOKENS else length for axis, length in enumerate(shape)])
 
 
 def _users(value: ir.Value) -> Iterator[ir.Node]:
