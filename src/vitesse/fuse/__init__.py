@@ -20,12 +20,14 @@ from vitesse.fuse.layer_norm import LAYER_NORM
 from vitesse.fuse.opset import raise_ir_version
 from vitesse.fuse.rms_norm import RMS_NORM
 from vitesse.fuse.rules import Fusion, apply
-from vitesse.fuse.shapes import infer_shapes
+from vitesse.fuse.shapes import complete_shapes, infer_shapes
 
-__all__ = ["FUSIONS", "Fused", "clean_model", "fuse_model"]
+__all__ = ["FUSIONS", "LAST_FUSIONS", "Fused", "clean_model", "fuse_model"]
 
-# Layer norm before RMS norm, whose pattern is a part of it; Gemm last, so that attention still sees its MatMuls.
-FUSIONS: tuple[Fusion, ...] = (LAYER_NORM, RMS_NORM, GELU, BATCH_NORM, CONV_AFFINE, *ATTENTION_FUSIONS, GEMM)
+# Layer norm before RMS norm, whose pattern is a part of it.
+FUSIONS: tuple[Fusion, ...] = (LAYER_NORM, RMS_NORM, GELU, BATCH_NORM, CONV_AFFINE, *ATTENTION_FUSIONS)
+# Attention wants to see its linear layers as MatMuls, and this one the shapes of what attention wrote.
+LAST_FUSIONS: tuple[Fusion, ...] = (GEMM,)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ def fuse_model(model: onnx.ModelProto) -> Fused:
     before = signature_of(graph)
     infer_shapes(graph)
     changes, reasons = apply(graph, FUSIONS)
+    complete_shapes(graph)
+    last_changes, last_reasons = apply(graph, LAST_FUSIONS)
+    changes, reasons = changes | last_changes, reasons | last_reasons
     lift_constants(graph)
     RemoveUnusedNodesPass()(graph)
     DeduplicateHashedInitializersPass()(graph)

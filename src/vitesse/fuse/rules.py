@@ -162,7 +162,7 @@ def _look(model: ir.Model, rule_sets: Sequence[RewriteRuleSet]) -> _Reasons:
     rules = [rule for rule_set in rule_sets for rule in rule_set]
     for node in _nodes(model):
         for rule in rules:
-            rule.match(model, node.graph, node, tracer=reasons)
+            rule.match(model, node.graph, node, check_nodes_are_removable=rule.remove_nodes, tracer=reasons)
     return reasons
 
 

@@ -9,6 +9,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
+from vitesse.fuse.opset import quiet
+
 # Tensors up to this size may be shapes, axes or scales, which inference reads; larger ones are weights.
 _SMALL_BYTES = 1024
 _UNLIMITED = 2**31 - 1
@@ -35,13 +37,19 @@ def infer_shapes(model: ir.Model) -> None:
         )
     except Exception as error:  # it raises plain Exception and whatever sympy raises
         _log.info("symbolic shape inference gave up: %s", error)
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        complete_shapes(model)
     else:
         _take_over(model, inferred)
     for node in model.graph:
         for value in node.outputs:
             if value.shape is None:
                 value.shape = noted.get(id(value))
+
+
+def complete_shapes(model: ir.Model) -> None:
+    """Add the shapes of values that have none yet, as a rewrite leaves them; the known ones are kept."""
+    with quiet("onnx_ir"):  # it warns about every value of unknown type, which inference then fills in
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
 def _without_weights(model: ir.Model) -> onnx.ModelProto:
