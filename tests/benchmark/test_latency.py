@@ -152,6 +152,12 @@ def test_json_keeps_every_sample() -> None:
     assert (raw["unit"], raw["foreign_cores"]) == ("ms", None)
 
 
+@pytest.mark.parametrize(("foreign", "quiet"), [(None, None), (0.02, True), (0.6, False)])
+def test_a_busy_machine_is_told(foreign: float | None, quiet: bool | None) -> None:
+    found = Interleaved({"a": ((1.0,),)}, {"a": WarmUp(3, True, 1.0)}, 1.0, foreign, 1.0)
+    assert found.quiet is quiet
+
+
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as opened:

@@ -33,6 +33,7 @@ _MOST_CALLS = 100
 _LEAD_IN_BELOW_MS = 50.0
 _STABLE_WITHIN = 0.05
 _CONFIDENCE = 0.95
+_QUIET_CORES = 0.1
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ class Interleaved:
     seconds: float
     foreign_cores: float | None
     settled: float
+
+    @property
+    def quiet(self) -> bool | None:
+        """Whether others took less than a tenth of a core meanwhile; None where unknown.
+
+        On a busy machine ratios between different numbers of threads say more about the neighbours than the model.
+        """
+        return None if self.foreign_cores is None else self.foreign_cores < _QUIET_CORES
 
     def samples(self, name: str) -> tuple[float, ...]:
         """Return the counted call times of one session in milliseconds, in order."""
