@@ -193,6 +193,7 @@ class SplitAndMergedHeads(RewriteRuleClassBase):
             operands.append(self._mask)
         output = op.Attention(*operands, **attributes, q_num_heads=heads, kv_num_heads=heads)
         query, _key, value = self._splits
+        output.type = self._node.outputs[0].type
         output.shape = ir.Shape(
             [length(query.batch), length(query.tokens), length(query.heads + value.width)]
         )

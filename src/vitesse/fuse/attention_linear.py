@@ -93,7 +93,7 @@ class LinearBetweenLayouts(RewriteRuleClassBase):
         rows = [wide(axis) for axis in after.axes[:-1]]
         if rows != [wide(axis) for axis in before.source_axes[:-1]] or size(after.axes[-1]) != size(out):
             return MatchResult().fail("the layout after the linear layer is not the one before it")
-        self._linear, self._source, self._shape = linear, before.source, result.shape
+        self._linear, self._source, self._result = linear, before.source, result
         return MatchResult()
 
     def rewrite(self, op: Any, **_: Any) -> Any:
@@ -105,7 +105,7 @@ class LinearBetweenLayouts(RewriteRuleClassBase):
             name = f"{weight.name}_transposed"
             weight = op.initializer(ir.tensor(np.ascontiguousarray(array.T), name=name), name)
         product = op.MatMul(self._source, weight)
-        product.shape = self._shape
+        product.shape, product.type = self._result.shape, self._result.type
         return product if self._linear.bias is None else op.Add(product, self._linear.bias)
 
 

@@ -144,7 +144,7 @@ class SelectedToken(RewriteRuleClassBase):
             ]
             all_tokens = part.node.outputs[0]
             made = getattr(op, part.node.op_type)(*inputs, **part.node.attributes)
-            made.shape = _narrowed(all_tokens.shape)
+            made.shape, made.type = _narrowed(all_tokens.shape), all_tokens.type
             one[all_tokens] = made
         return one[x] if self._keeps_axis else op.Squeeze(one[x], op.Constant(value_ints=[_TOKENS]))
 
