@@ -15,7 +15,7 @@ from vitesse.data.dataset import Dataset
 from vitesse.data.preprocess import feeds
 from vitesse.data.results import Result
 from vitesse.data.split import Sample
-from vitesse.errors import BackendError, NotVerified
+from vitesse.errors import BackendError, NotVerified, SpecError
 from vitesse.ledger import Accuracy, Parity, Row, Verdict
 from vitesse.measure import Candidate, Timing, opened, race, time_candidate
 from vitesse.progress import Progress
@@ -156,7 +156,8 @@ class Assessor:
             original = self._of_original(step.stage)
             done = self._evaluate(step.stage, step.candidate, original.results)
             return against(done.accuracy, original.accuracy), ""
-        except NotVerified as error:
+        except (NotVerified, SpecError) as error:
+            # SpecError: outputs that cannot be read, such as a label beyond the last class.
             return None, error.what
 
     def _of_original(self, stage: str) -> Evaluation:

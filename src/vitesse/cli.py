@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitesse._version import __version__
-from vitesse.errors import UsageError, VitesseError
+from vitesse.errors import UsageError, VitesseError, missing_extra
 
 if TYPE_CHECKING:
     from vitesse.recipe import Recipe
@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VitesseError as error:
         print(f"vitesse: {error}", file=sys.stderr)
         return error.exit_code
+    except ImportError as error:
+        missing = missing_extra(error)
+        print(f"vitesse: {missing}", file=sys.stderr)
+        return missing.exit_code
     except KeyboardInterrupt:
         print("vitesse: interrupted; repeat the command to go on from the finished steps", file=sys.stderr)
         return 130
@@ -146,8 +150,7 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
         ),
         "measure": _present(seconds=options.seconds),
     }
-    merged: Recipe = merge(recipe, _present(**given))
-    return merged
+    return merge(recipe, _present(**given))
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -61,6 +61,25 @@ class MissingExtra(VitesseError):
     exit_code = 3
 
 
+def missing_extra(error: ImportError) -> MissingExtra:
+    """Name the pip line for an optional package that could not be imported."""
+    package = (error.name or "a package").partition(".")[0]
+    extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), None)
+    return MissingExtra(
+        f"{package} is not installed" if extra else f"{package} cannot be imported: {error}",
+        expected=f"the extra {extra!r}" if extra else "",
+        fix=f"pip install 'vitesse[{extra}]'" if extra else "",
+    )
+
+
+# Which extra brings which module; running an artifact needs none of them.
+_EXTRAS = {
+    "optimize": {"jinja2", "onnx_ir", "onnxscript", "psutil", "pycocotools", "rich", "sympy"},
+    "openvino": {"openvino"},
+    "torch": {"torch"},
+}
+
+
 class StorageError(VitesseError):
     """Writing failed: disk full, read-only, or no permission."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,17 @@ from vitesse.environment import describe, usable_cores
 from vitesse.errors import BackendError, ModelError
 from vitesse.ledger import Ledger, Row, Verdict
 from vitesse.measure import Candidate
-from vitesse.precision.int8 import Scheme, applicable_schemes
+from vitesse.precision.calibration import calibrate
+from vitesse.precision.int8 import OP_TYPES, Scheme, applicable_schemes, quantize
 from vitesse.progress import Progress, Silent
-from vitesse.recipe import Recipe
+from vitesse.recipe import Recipe, merge
 from vitesse.report.gather import write_run_report
 from vitesse.run import Run, RunFolder, artifact_of, key_of
 from vitesse.sources.external_data import external_tensors
 from vitesse.sources.onnx_file import load_onnx
 from vitesse.verify.gate import StepKind
 
+HOLDOUT = 0.1
 STRUCTURAL_STAGES = {"clean": stages.clean, "fuse": stages.fuse}
 
 
@@ -45,6 +47,9 @@ def optimize(
     *,
     data: str | Path,
     out: str | Path = "run",
+    target: str | None = None,
+    max_drop: float | None = None,
+    latency_budget_ms: float | None = None,
     recipe: Recipe | None = None,
     command: Sequence[str] = (),
     progress: Progress | None = None,
@@ -55,7 +60,10 @@ def optimize(
         source: an ONNX file, or an artifact from `open_model`.
         data: a folder of images: COCO, class folders or bare images.
         out: the run folder; a finished step in it is taken over, so that an interrupted run goes on.
-        recipe: target, budgets and how to measure.
+        target: `cpu`, `onnxruntime` or `openvino`.
+        max_drop: accuracy budget in points of AP or top-1 (0.5 = half a point).
+        latency_budget_ms: the latency needed at batch 1; the run says whether it is met.
+        recipe: these and all other options; the arguments above win.
         command: what the user typed, for the report.
 
     Returns:
@@ -65,14 +73,17 @@ def optimize(
         ModelError, SpecError, DataError, RunFolderError, UsageError, MissingExtra, StorageError: each says what came,
         what was expected and what to do.
     """
-    recipe = recipe or Recipe()
+    given = {"target": target, "max_drop": max_drop, "latency_budget_ms": latency_budget_ms}
+    recipe = merge(recipe or Recipe(), {name: value for name, value in given.items() if value is not None})
     runtimes = targets(recipe.target)
     artifact = (
         source
         if isinstance(source, Artifact)
         else stages.open_model(source, preset=recipe.preset, spec=recipe.spec)
     )
-    dataset = open_dataset(data, recipe.data.calib_data, spec=artifact.spec)
+    # Without a step to calibrate, no image has to be held out from verifying.
+    holdout = HOLDOUT if "int8" in recipe.precisions else 0.0
+    dataset = open_dataset(data, recipe.data.calib_data, spec=artifact.spec, holdout=holdout)
     if recipe.data.limit:
         dataset = replace(dataset, val=dataset.val.spread(recipe.data.limit))
     folder = RunFolder(Path(out))
@@ -143,12 +154,9 @@ class Course:
             graph = self._artifact(row) if row.verdict is Verdict.PASS else graph
         quantised: Artifact | None = None
         if "int8" in self._recipe.precisions:
-            for scheme in applicable_schemes(load_onnx(graph.path)):
-                row = self._quantised(scheme, graph)
+            for row in self._quantised(graph):
                 yield row
-                if row.verdict is Verdict.PASS:
-                    quantised = self._artifact(row)
-                    break
+                quantised = self._artifact(row) if row.verdict is Verdict.PASS else None
         for runtime in runtimes:
             yield from self._builds(runtime, graph, quantised)
 
@@ -166,21 +174,24 @@ class Course:
             )
             yield row
 
-    def _quantised(self, scheme: Scheme, graph: Artifact) -> Row:
-        split = self._dataset.calib.spread(self._recipe.data.calib_images)
+    def _quantised(self, graph: Artifact) -> Iterator[Row]:
+        """Try one scheme after the other, most layers first, until one passes; calibrate once for all."""
 
-        def make() -> Built:
-            self._progress.stage(scheme.name, "calibrating", len(split))
-            return stages.quantize(
-                graph,
-                split,
-                scheme.name,
-                self._folder.store,
-                options=self._recipe.int8,
-                on_image=self._progress.advance,
-            )
+        @cache
+        def ranges() -> Any:
+            split = self._dataset.calib.spread(self._recipe.data.calib_images)
+            self._progress.stage("int8", "calibrating", len(split))
+            feeds = stages.calibration_feeds(split, graph)
+            return calibrate(graph, feeds, OP_TYPES, self._recipe.int8, on_image=self._progress.advance)
 
-        return self._step(scheme.name, StepKind.PRECISION, graph, make)
+        def make(scheme: Scheme) -> Built:
+            return quantize(graph, self._folder.store, scheme, ranges(), self._recipe.int8)
+
+        for scheme in applicable_schemes(load_onnx(graph.path)):
+            row = self._step(scheme.name, StepKind.PRECISION, graph, partial(make, scheme))
+            yield row
+            if row.verdict is Verdict.PASS:
+                return
 
     def _step(
         self,

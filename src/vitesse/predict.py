@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, overload
+from typing import Any, Self, overload
 
 from vitesse.artifact import Artifact
 from vitesse.backends import backend
@@ -79,6 +79,7 @@ def load(run: Run | Path | str) -> Model:
 
 def show(result: Result, path: Path, *, threshold: float, as_json: bool) -> str:
     """Return a result as text for the terminal, or as one line of JSON."""
+    rows: list[dict[str, Any]]
     if isinstance(result, Detections):
         shown = result.above(threshold)
         rows = [

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vitesse.errors import UsageError
 
@@ -27,8 +27,15 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Int8Options:
-    """`weight_bits`: 8, or 7 where pairs of u8 × s8 products would saturate 16 bits (no VNNI); 0 = as the CPU needs."""
+    """How activations are calibrated and weights stored.
 
+    Args:
+        method: `percentile` (the `percentile` % of values nearest the middle decide the range) or `minmax`.
+        weight_bits: 8, or 7 where pairs of u8 × s8 products would saturate 16 bits (no VNNI); 0 = as the CPU needs.
+    """
+
+    method: str = "percentile"
+    percentile: float = 99.99
     weight_bits: int = 0
 
 
@@ -82,6 +89,10 @@ class Recipe:
             raise UsageError(
                 f"int8.weight_bits = {self.int8.weight_bits}", expected="7, 8, or 0 for the CPU's choice"
             )
+        if self.int8.method not in ("percentile", "minmax"):
+            raise UsageError(f"int8.method = {self.int8.method!r}", expected="percentile or minmax")
+        if not 50 < self.int8.percentile <= 100:
+            raise UsageError(f"int8.percentile = {self.int8.percentile:g}", expected="above 50, up to 100")
         if not 1 <= self.data.calib_images <= 512:
             raise UsageError(f"--calib-images {self.data.calib_images}", expected="1 to 512")
 
@@ -90,17 +101,19 @@ class Recipe:
         return asdict(self)
 
 
+Section = TypeVar("Section", Recipe, DataOptions, Int8Options, MeasureOptions)
+
+
 def load_recipe(path: Path, base: Recipe | None = None) -> Recipe:
     """Read a TOML file over `base`; raises UsageError for a missing file, bad TOML, an unknown key or a wrong type."""
     try:
         raw = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the recipe {path}: {error}", expected="a TOML file") from error
-    merged: Recipe = merge(base or Recipe(), raw)
-    return merged
+    return merge(base or Recipe(), raw)
 
 
-def merge(base: Any, raw: Mapping[str, Any], *, section: str = "") -> Any:
+def merge(base: Section, raw: Mapping[str, Any], *, section: str = "") -> Section:
     """Return `base` (a recipe or one of its sections) with the values of `raw` set."""
     known = {entry.name: getattr(base, entry.name) for entry in fields(base)}
     changes: dict[str, Any] = {}
@@ -110,7 +123,7 @@ def merge(base: Any, raw: Mapping[str, Any], *, section: str = "") -> Any:
                 f"unknown key {section + key!r} in the recipe", expected=f"one of: {', '.join(sorted(known))}"
             )
         current = known[key]
-        if is_dataclass(current):
+        if isinstance(current, DataOptions | Int8Options | MeasureOptions):
             if not isinstance(value, Mapping):
                 raise UsageError(f"{section + key} = {value!r} in the recipe", expected=f"a table [{key}]")
             changes[key] = merge(current, value, section=f"{section}{key}.")

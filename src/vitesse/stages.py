@@ -15,7 +15,8 @@ from vitesse.data.preprocess import feeds
 from vitesse.data.split import Split
 from vitesse.errors import UsageError
 from vitesse.fuse import Fused, clean_model, fuse_model
-from vitesse.precision.int8 import applicable_schemes
+from vitesse.precision.calibration import calibrate
+from vitesse.precision.int8 import OP_TYPES, applicable_schemes
 from vitesse.precision.int8 import quantize as quantize_by_scheme
 from vitesse.recipe import Int8Options
 from vitesse.sources.onnx_file import check_spec_against, load_onnx
@@ -58,28 +59,26 @@ def quantize(
     store: Store | None = None,
     *,
     options: Int8Options | None = None,
-    on_image: Callable[[], None] = lambda: None,
 ) -> Built:
     """Quantise to INT8, calibrated on `images` (a folder, or a split of a data set), read as a stream.
 
+    Args:
+        scheme: which layers; see `precision.int8.SCHEMES`.
+
     Raises:
         UsageError: the scheme is unknown or there is nothing it could quantise in this graph.
+        DataError: no image, or one that cannot be read.
     """
     split = images if isinstance(images, Split) else open_dataset(Path(images)).calib
-    schemes = {one.name: one for one in applicable_schemes(onnx.load(artifact.path))}
+    schemes = {one.name: one for one in applicable_schemes(load_onnx(artifact.path))}
     if scheme not in schemes:
         raise UsageError(
             f"scheme {scheme!r} does not apply to {artifact.path.name}",
             expected=f"one of: {', '.join(schemes) or 'none: the graph has no layer to quantise'}",
         )
-    return quantize_by_scheme(
-        artifact,
-        _beside(artifact, store),
-        calibration_feeds(split, artifact),
-        schemes[scheme],
-        options or Int8Options(),
-        on_image=on_image,
-    )
+    chosen = options or Int8Options()
+    ranges = calibrate(artifact, calibration_feeds(split, artifact), OP_TYPES, chosen)
+    return quantize_by_scheme(artifact, _beside(artifact, store), schemes[scheme], ranges, chosen)
 
 
 def build(artifact: Artifact, target: str = "onnxruntime", store: Store | None = None) -> Built:

@@ -1,88 +1,83 @@
 """Static INT8 as Q/DQ nodes in the graph, by ONNX Runtime's quantiser.
 
-Weights are symmetric int8 per channel, activations uint8 per tensor, calibrated by min-max on a stream of images.
-Only convolutions and linear layers with constant weights are quantised, and a linear layer's output stays float:
-normalisation, softmax, GELU, residual sums and the output heads keep FP32.
+Weights are symmetric int8 per channel, activations uint8 per tensor. Only convolutions and linear layers with constant
+weights are quantised, and a linear layer's output stays float: normalisation, softmax, GELU, residual sums keep FP32.
+So do the first convolution, which sees the pixels, and the output heads.
 """
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from vitesse.artifact import Artifact, Provenance, Store
-from vitesse.backends.protocol import Built, Tensors
+from vitesse.backends.protocol import Built
 from vitesse.environment import describe
-from vitesse.errors import DataError, ModelError
+from vitesse.precision.calibration import REFUSALS, quiet, refused
 from vitesse.recipe import Int8Options
 
 LINEAR = ("MatMul", "Gemm")
-WEIGHT_INPUT = {"Conv": 1, "MatMul": 1, "Gemm": 1}
+OP_TYPES = ("Conv", *LINEAR)
+NORMALISATIONS = ("LayerNormalization", "RMSNormalization")
+WEIGHT_INPUT = 1
+# An MLP's layers widen or narrow at least this much; attention's projections keep the width.
+MLP_RATIO = 2
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A choice of layers: which operator types become INT8; output heads never do."""
+    """A choice of layers: `conv` all convolutions but the first, `mlp` linear layers that change the width,
+    `projections` the other linear layers. Output heads never belong to one."""
 
     name: str
-    op_types: tuple[str, ...]
+    conv: bool
+    mlp: bool
+    projections: bool
 
 
 SCHEMES = (
-    Scheme("int8", ("Conv", *LINEAR)),
-    Scheme("int8:conv", ("Conv",)),
-    Scheme("int8:linear", LINEAR),
+    Scheme("int8", conv=True, mlp=True, projections=True),
+    Scheme("int8:conv+mlp", conv=True, mlp=True, projections=False),
+    Scheme("int8:conv", conv=True, mlp=False, projections=False),
+    Scheme("int8:mlp", conv=False, mlp=True, projections=False),
 )
 
 
-def weight_bits_here() -> int:
-    """Return 8 where the processor adds int8 products in 32 bits (VNNI, AMX), else 7.
-
-    Without it, u8 × s8 products are added in pairs in 16 bits and saturate: 2 · 255 · 127 > 32767.
-    """
-    return 8 if {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"} & set(describe()["cpu"]["flags"]) else 7
-
-
 def applicable_schemes(model: onnx.ModelProto) -> tuple[Scheme, ...]:
-    """Return the schemes that differ on this graph: partial ones only where both kinds have several layers."""
-    count = Counter(node.op_type for node in quantisable_nodes(model, SCHEMES[0].op_types))
-    linear = sum(count[op] for op in LINEAR)
-    if not count["Conv"] and not linear:
-        return ()
-    return SCHEMES if count["Conv"] >= 4 and linear >= 4 else SCHEMES[:1]
+    """Return the schemes that quantise something, without those that choose the same layers as an earlier one."""
+    found: dict[tuple[str, ...], Scheme] = {}
+    for scheme in SCHEMES:
+        names = tuple(node.name for node in quantisable_nodes(model, scheme))
+        if names:
+            found.setdefault(names, scheme)
+    return tuple(found.values())
 
 
-def quantisable_nodes(model: onnx.ModelProto, op_types: Iterable[str]) -> list[onnx.NodeProto]:
-    """Return the convolutions and linear layers with constant weights that are not output heads.
+def quantisable_nodes(model: onnx.ModelProto, scheme: Scheme) -> list[onnx.NodeProto]:
+    """Return the nodes a scheme quantises.
 
-    A head is a layer behind the last LayerNormalization of its path; in a graph without one, a layer behind which no
+    A head is a layer behind the last normalisation of its path; in a graph without one, a layer behind which no
     other convolution or linear layer follows. Errors there reach boxes and scores undamped.
     """
-    wanted = set(op_types)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    has_norm = any(node.op_type == "LayerNormalization" for node in model.graph.node)
-    damping = ("LayerNormalization",) if has_norm else tuple(WEIGHT_INPUT)
-    behind = _leads_to(model.graph, damping)
-    return [
-        node
-        for node in model.graph.node
-        if node.op_type in wanted
-        and node.input[WEIGHT_INPUT[node.op_type]] in constants
-        and any(output in behind for output in node.output)
-    ]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    norms = tuple(op for op in NORMALISATIONS if any(node.op_type == op for node in model.graph.node))
+    inner = _leads_to(model.graph, norms or OP_TYPES)
+    first = next((node.name for node in model.graph.node if node.op_type == "Conv"), None)
+    chosen = []
+    for node in model.graph.node:
+        if node.op_type not in OP_TYPES or node.input[WEIGHT_INPUT] not in shapes or node.name == first:
+            continue
+        shape = shapes[node.input[WEIGHT_INPUT]]
+        wide = max(shape[-2:]) >= MLP_RATIO * min(shape[-2:])
+        wanted = scheme.conv if node.op_type == "Conv" else scheme.mlp if wide else scheme.projections
+        if wanted and any(output in inner for output in node.output):
+            chosen.append(node)
+    return chosen
 
 
 def _leads_to(graph: onnx.GraphProto, op_types: tuple[str, ...]) -> set[str]:
@@ -94,108 +89,67 @@ def _leads_to(graph: onnx.GraphProto, op_types: tuple[str, ...]) -> set[str]:
     return reached
 
 
-class FeedReader(CalibrationDataReader):  # type: ignore[misc]
-    """Hands one feed at a time to the calibrator, so that only one image is in memory."""
+def weight_bits_here() -> int:
+    """Return 8 where the processor adds int8 products in 32 bits (VNNI, AMX, ARM's dot product), else 7.
 
-    def __init__(self, feeds: Iterable[Tensors], on_image: Callable[[], None]) -> None:
-        self._feeds: Iterator[Tensors] = iter(feeds)
-        self._on_image = on_image
-        self.count = 0
-
-    def get_next(self) -> Tensors | None:
-        """Return the next feed, None at the end."""
-        feed = next(self._feeds, None)
-        if feed is not None:
-            self.count += 1
-            self._on_image()
-        return feed
+    Without it, u8 × s8 products are added in pairs in 16 bits and saturate: 2 · 255 · 127 > 32767.
+    """
+    return 8 if {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"} & set(describe()["cpu"]["flags"]) else 7
 
 
-def quantize(
-    artifact: Artifact,
-    store: Store,
-    feeds: Iterable[Tensors],
-    scheme: Scheme,
-    options: Int8Options,
-    *,
-    on_image: Callable[[], None] = lambda: None,
-) -> Built:
-    """Quantise `artifact` by `scheme`, calibrated on `feeds`.
+def quantize(artifact: Artifact, store: Store, scheme: Scheme, ranges: Any, options: Int8Options) -> Built:
+    """Insert Q/DQ pairs round the layers of `scheme`.
 
     Args:
-        feeds: one image each (batch 1), read once as a stream.
-        on_image: called after each image, for progress.
+        ranges: what `calibrate` returned for this artifact.
 
     Raises:
-        DataError: no calibration image.
         ModelError: ONNX Runtime's quantiser cannot take the graph.
     """
     model = onnx.load(artifact.path)
-    nodes = quantisable_nodes(model, scheme.op_types)
-    reader = FeedReader(feeds, on_image)
-    # The quantiser works on files; both lie beside the artifacts, where there is room for models of their size.
-    store.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store.folder, prefix=".int8-") as folder:
-        target = Path(folder) / "int8.onnx"
-        _quantize_file(artifact.path, target, reader, [node.name for node in nodes], scheme, options)
-        content = target.read_bytes()
-    if reader.count == 0:
-        raise DataError(
-            "no calibration image was read", expected="at least one image", fix="name some: --calib-data"
-        )
-    provenance = Provenance(scheme.name, artifact.sha256, {"calib_images": str(reader.count)})
-    built = store.put(content, artifact.spec, provenance, suffix=".onnx")
-    return Built(built, _changes(onnx.load_from_string(content), nodes, model))
-
-
-def _quantize_file(
-    source: Path, target: Path, reader: FeedReader, names: list[str], scheme: Scheme, options: Int8Options
-) -> None:
-    previous = logging.root.manager.disable
-    logging.disable(
-        logging.WARNING
-    )  # the quantiser advises its own pre-processing, which cleaning has replaced
+    nodes = quantisable_nodes(model, scheme)
+    bits = options.weight_bits or weight_bits_here()
     try:
-        quantize_static(
-            source,
-            target,
-            reader,
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(scheme.op_types),
-            nodes_to_quantize=names,
-            per_channel=True,
-            reduce_range=(options.weight_bits or weight_bits_here()) == 7,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "WeightSymmetric": True,
-                "ActivationSymmetric": False,
-                "MatMulConstBOnly": True,
-                # A linear layer's output feeds residual sums and softmax: rounding it costs accuracy and buys nothing.
-                "OpTypesToExcludeOutputQuantization": list(LINEAR),
-            },
-        )
-    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
-        raise ModelError(
-            f"ONNX Runtime's quantiser cannot take {source.name}: {error}",
-            expected="convolutions or linear layers with constant weights and known shapes",
-            fix="go on without INT8: --precisions fp32",
-        ) from error
-    finally:
-        logging.disable(previous)
+        with quiet():
+            quantiser = QDQQuantizer(
+                onnx.load(artifact.path),
+                per_channel=True,
+                reduce_range=bits == 7,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=ranges,
+                nodes_to_quantize=[node.name for node in nodes],
+                nodes_to_exclude=[],
+                op_types_to_quantize=list(OP_TYPES),
+                extra_options={
+                    "WeightSymmetric": True,
+                    "ActivationSymmetric": False,
+                    "MatMulConstBOnly": True,
+                    # Such an output feeds residual sums and softmax: rounding it costs accuracy and buys nothing.
+                    "OpTypesToExcludeOutputQuantization": list(LINEAR),
+                },
+            )
+            quantised: onnx.ModelProto = quantiser.quantize_model()
+    except REFUSALS as error:
+        raise refused(artifact, error) from error
+    provenance = Provenance(scheme.name, artifact.sha256, {"weight_bits": str(bits)})
+    made = store.put(quantised.SerializeToString(), artifact.spec, provenance, suffix=".onnx")
+    return Built(made, _changes(quantised, nodes, model))
 
 
 def _changes(
     quantised: onnx.ModelProto, nodes: list[onnx.NodeProto], model: onnx.ModelProto
 ) -> dict[str, int]:
-    count = Counter(node.op_type for node in nodes)
-    total = sum(node.op_type in WEIGHT_INPUT for node in model.graph.node)
-    pairs = sum(node.op_type == "QuantizeLinear" for node in quantised.graph.node)
-    linear = sum(count[op] for op in LINEAR)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    layers = [
+        node
+        for node in model.graph.node
+        if node.op_type in OP_TYPES and node.input[WEIGHT_INPUT] in constants
+    ]
+    count = Counter("Conv" if node.op_type == "Conv" else "Linear" for node in nodes)
     return {
         "Conv to INT8": count["Conv"],
-        "Linear to INT8": linear,
-        "Conv and Linear left in FP32": total - len(nodes),
-        "QuantizeLinear inserted": pairs,
+        "Linear to INT8": count["Linear"],
+        "Conv and Linear left in FP32": len(layers) - len(nodes),
+        "QuantizeLinear inserted": sum(node.op_type == "QuantizeLinear" for node in quantised.graph.node),
     }

@@ -1,0 +1,106 @@
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vitesse import cli
+from vitesse.cli import main, milliseconds
+
+
+def test_help_answers_fast_enough_to_be_asked_often() -> None:
+    def once(*arguments: str) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+        return time.perf_counter() - began
+
+    # The interpreter's own start is not ours: what help adds to it must stay small, on a busy machine too.
+    bare = min(once("-c", "pass") for _ in range(5))
+    full = min(once("-m", "vitesse", "--help") for _ in range(5))
+    assert full - bare < 0.15
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("16ms", 16.0), ("0.016s", 16.0), ("16", 16.0), (" 2.5 ms ", 2.5)]
+)
+def test_a_time_is_read_with_its_unit(text: str, expected: float) -> None:
+    assert milliseconds(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["16 min", "fast", "-3ms", ""])
+def test_what_is_no_time_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="write 16ms or"):
+        milliseconds(text)
+
+
+def test_a_missing_model_ends_with_code_2_and_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["optimize", str(tmp_path / "absent.onnx"), "--data", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "absent.onnx" in said
+    assert "Traceback" not in said
+
+
+def test_a_missing_run_ends_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no ledger at" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path), "x.jpg"]) == 2
+
+
+def test_draw_takes_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(tmp_path), "a.jpg", "b.jpg", "--draw", "out.png"]) == 2
+    assert "call predict once per image" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(options: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_doctor", interrupted)
+    assert main(["doctor"]) == 130
+    assert "go on from the finished steps" in capsys.readouterr().err
+
+
+def test_a_missing_extra_ends_with_code_3_and_the_pip_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(options: argparse.Namespace) -> int:
+        raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+
+    monkeypatch.setattr(cli, "_doctor", absent)
+    assert main(["doctor"]) == 3
+    assert "pip install 'vitesse[optimize]'" in capsys.readouterr().err
+
+
+def test_doctor_lists_every_runtime_with_version_or_pip_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "yes  onnxruntime" in said
+    assert "openvino" in said
+
+
+def test_the_command_line_wins_over_the_recipe_file(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('target = "openvino"\nmax_drop = 2.0\n[data]\nlimit = 7\n')
+    options = cli.build_parser().parse_args(
+        [
+            "optimize",
+            "m.onnx",
+            "--data",
+            "d",
+            "--recipe",
+            str(file),
+            "--max-drop",
+            "1",
+            "--latency-budget",
+            "16ms",
+        ]
+    )
+    recipe = cli.recipe_from(options)
+    assert (recipe.target, recipe.max_drop, recipe.latency_budget_ms) == ("openvino", 1.0, 16.0)
+    assert recipe.data.limit == 7
