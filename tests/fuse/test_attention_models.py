@@ -71,8 +71,9 @@ class Multihead(torch.nn.Module):  # type: ignore[misc,name-defined]
 class Decoder(torch.nn.Module):  # type: ignore[misc,name-defined]
     """A DETR decoder layer's two attentions, sequence first; the memory has another length than the queries."""
 
-    def __init__(self) -> None:
+    def __init__(self, need_weights: bool) -> None:
         super().__init__()
+        self.need_weights = need_weights
         self.own, self.cross = torch.nn.MultiheadAttention(E, H), torch.nn.MultiheadAttention(E, H)
         self.position = torch.nn.Parameter(torch.randn(N, 1, E))
 
@@ -135,9 +136,10 @@ def test_self_attention_becomes_one_operator_on_three_axes(name: str) -> None:
     np.testing.assert_allclose(run(result.model, {"x": x.numpy()})[0], expected, atol=1e-5)
 
 
-def test_decoder_with_a_padding_mask_has_both_attentions_fused() -> None:
+@pytest.mark.parametrize("need_weights", [False, True], ids=["four axes", "batch and heads merged"])
+def test_decoder_with_a_padding_mask_has_both_attentions_fused(need_weights: bool) -> None:
     torch.manual_seed(0)
-    module = Decoder()
+    module = Decoder(need_weights)
     inputs = {"x": torch.randn(N, B, E), "memory": torch.randn(M, B, E), "padding": torch.zeros(B, M).bool()}
     inputs["padding"][1, 5:] = True
     model = exported(module, inputs, 18, {"x": 1, "memory": 1, "padding": 0})

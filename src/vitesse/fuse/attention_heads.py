@@ -161,8 +161,7 @@ class SplitAndMergedHeads(RewriteRuleClassBase):
             raise _Unsupported("the value is scaled between its projection and the attention")
         self._mask = inputs[3] if len(inputs) > 3 else None
         own_batch = wide(query.view.axes[0]) == query.batch
-        if self._mask is not None and not own_batch and not _same_for_all(self._mask):
-            raise _Unsupported("the mask differs between the entries of an axis that merges batch and heads")
+        self._mask_shape = None if own_batch or self._mask is None else _mask_shape(self._mask, query, key)
         made: Axes = (query.batch, query.heads, query.tokens, value.width)
         roots = {node.outputs[0]: made if own_batch else ((), query.batch + query.heads, made[2], made[3])}
         view = view_of(merged, roots)
@@ -190,7 +189,13 @@ class SplitAndMergedHeads(RewriteRuleClassBase):
             attributes["scale"] = ir.AttrFloat32("scale", own * self._scale)
         operands = _operands(op, self._splits)
         if self._mask is not None:
-            operands.append(self._mask)
+            shape_of_mask = self._mask_shape
+            whole = (
+                self._mask
+                if not shape_of_mask
+                else op.Reshape(self._mask, op.Constant(value_ints=shape_of_mask))
+            )
+            operands.append(whole)
         output = op.Attention(*operands, **attributes, q_num_heads=heads, kv_num_heads=heads)
         query, _key, value = self._splits
         output.type = self._node.outputs[0].type
@@ -210,11 +215,17 @@ def _copies_only(merged: ir.Value, view: View, axes: Axes) -> bool:
     return all(at < len(axes) and wide(view.axes[at]) == axes[at] for at in copied)
 
 
-def _same_for_all(mask: ir.Value) -> bool:
-    """Whether the mask broadcasts over batch and heads."""
-    if mask.shape is None:
-        return False
-    return all(length == 1 for length in list(mask.shape)[:-2])
+def _mask_shape(mask: ir.Value, query: _Split, key: _Split) -> list[int] | None:
+    """Shape that takes a mask over batch · heads apart; None when it is the same for all of them."""
+    lengths = None if mask.shape is None else list(mask.shape)[:-2]
+    if lengths is not None and all(length == 1 for length in lengths):
+        return None
+    heads, queries, keys = size(query.heads), size(query.tokens), size(key.tokens)
+    if lengths is None or heads is None or queries is None or keys is None:
+        raise _Unsupported(
+            "the mask may differ along an axis that merges batch and heads, and its shape is dynamic"
+        )
+    return [-1, heads, queries, keys]
 
 
 def _attention_before(value: ir.Value) -> ir.Node | None:

@@ -156,9 +156,14 @@ class WrittenOutAttention(RewriteRuleClassBase):
                 full = op.Concat(queries_only, op.Constant(value_ints=[1]), axis=0)
             else:
                 full = op.Constant(value_ints=[queries, 1])
+            known = None if mask.shape is None or mask.shape.rank() < 2 else mask.shape
             mask = op.Expand(mask, full)
-        if self._rank == 3 and (rank(mask) or 2) == 3:
+            if known is not None:
+                mask.shape = ir.Shape([*known[:-2], queries, known[-1]])
+        if self._rank == 3 and mask.shape is not None and mask.shape.rank() == 3:
+            lengths = list(mask.shape)
             mask = op.Unsqueeze(mask, op.Constant(value_ints=[0]))
+            mask.shape = ir.Shape([1, *lengths])
         return mask
 
 
