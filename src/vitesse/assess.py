@@ -92,7 +92,7 @@ class Assessor:
     def race(self, entrants: Mapping[str, Candidate]) -> Interleaved:
         """Measure several candidates against one another and keep the samples as those of the final."""
         self._progress.stage("final", "the finalists in one run", 100)
-        run = race(entrants, self.timed_feeds(), self.recipe.measure.seconds, self._share())
+        run = race(entrants, self.timed_feeds(), self.recipe.measure, self._share())
         self._folder.keep_samples("final", run.to_json())
         return run
 

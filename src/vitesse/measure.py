@@ -62,13 +62,15 @@ def opened(candidate: Candidate) -> Iterator[Session]:
 def race(
     candidates: Mapping[str, Candidate],
     feeds: Sequence[Tensors],
-    seconds: float,
+    options: MeasureOptions,
     on_share: Callable[[float], None] | None = None,
 ) -> Interleaved:
     """Load all candidates and measure them interleaved."""
     with ExitStack() as stack:
         sessions = {name: stack.enter_context(opened(one)) for name, one in candidates.items()}
-        return interleave(sessions, feeds, seconds=seconds, on_progress=on_share)
+        return interleave(
+            sessions, feeds, seconds=options.seconds, min_rounds=options.min_rounds, on_progress=on_share
+        )
 
 
 def time_candidate(
@@ -92,7 +94,7 @@ def time_candidate(
     entrants = {BASELINE: baseline, CANDIDATE: candidate}
     if before is not None and before.key != baseline.key:
         entrants[BEFORE] = before
-    run = race(entrants, feeds, options.seconds, on_share)
+    run = race(entrants, feeds, options, on_share)
     gain = run.ratio(BASELINE, CANDIDATE)
     unmeasured: dict[str, str] = {}
     per_second = None

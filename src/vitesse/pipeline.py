@@ -20,12 +20,12 @@ import onnx
 from vitesse import stages
 from vitesse.artifact import Artifact
 from vitesse.assess import Assessor, Step
-from vitesse.backends import backend, targets
+from vitesse.backends import backend, quantizer, targets
 from vitesse.backends.protocol import Built, LoadOptions
 from vitesse.choice import Accepted, choose
 from vitesse.data.dataset import Dataset, open_dataset
 from vitesse.environment import describe, usable_cores
-from vitesse.errors import BackendError, ModelError
+from vitesse.errors import BackendError, MissingExtra, ModelError, UsageError
 from vitesse.ledger import Ledger, Row, Verdict
 from vitesse.measure import Candidate
 from vitesse.precision.calibration import calibrate
@@ -159,6 +159,8 @@ class Course:
                 quantised = self._artifact(row) if row.verdict is Verdict.PASS else None
         for runtime in runtimes:
             yield from self._builds(runtime, graph, quantised)
+            if "int8" in self._recipe.precisions:
+                yield from self._own_int8(runtime, graph)
 
     def _builds(self, runtime: str, graph: Artifact, quantised: Artifact | None) -> Iterator[Row]:
         for base, suffix in ((graph, ""), (quantised, ":int8")):
@@ -179,10 +181,7 @@ class Course:
 
         @cache
         def ranges() -> Any:
-            split = self._dataset.calib.spread(self._recipe.data.calib_images)
-            self._progress.stage("int8", "calibrating", len(split))
-            feeds = stages.calibration_feeds(split, graph)
-            return calibrate(graph, feeds, OP_TYPES, self._recipe.int8, on_image=self._progress.advance)
+            return calibrate(graph, self._calibration("int8"), OP_TYPES, self._recipe.int8)
 
         def make(scheme: Scheme) -> Built:
             return quantize(graph, self._folder.store, scheme, ranges(), self._recipe.int8)
@@ -192,6 +191,24 @@ class Course:
             yield row
             if row.verdict is Verdict.PASS:
                 return
+
+    def _own_int8(self, runtime: str, graph: Artifact) -> Iterator[Row]:
+        """Try the runtime's own quantiser, where it has one and that is installed."""
+        try:
+            own = quantizer(runtime)
+        except (UsageError, MissingExtra):
+            return
+        yield self._step(
+            f"int8:{runtime}",
+            StepKind.PRECISION,
+            graph,
+            lambda: own(graph, self._folder.store, self._calibration(f"int8:{runtime}")),
+        )
+
+    def _calibration(self, stage: str) -> stages.CalibrationFeeds:
+        split = self._dataset.calib.spread(self._recipe.data.calib_images)
+        self._progress.stage(stage, "calibrating", len(split))
+        return stages.CalibrationFeeds(split, self._source.spec, self._progress.advance)
 
     def _step(
         self,

@@ -41,9 +41,17 @@ class Int8Options:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """Measuring: seconds per interleaved run, images for parity, seconds of saturation for throughput."""
+    """How to measure.
+
+    Args:
+        seconds: of each interleaved run; it goes on until `min_rounds` are done as well.
+        parity_images: whose outputs are compared with the untouched model's.
+        throughput_seconds: of saturation.
+        threads: of one session; 0 = every usable core.
+    """
 
     seconds: float = 4.0
+    min_rounds: int = 12
     parity_images: int = 16
     throughput_seconds: float = 1.0
     threads: int = 0
@@ -101,7 +109,7 @@ class Recipe:
         return asdict(self)
 
 
-Section = TypeVar("Section", Recipe, DataOptions, Int8Options, MeasureOptions)
+Section = TypeVar("Section", bound=Recipe | DataOptions | Int8Options | MeasureOptions)
 
 
 def load_recipe(path: Path, base: Recipe | None = None) -> Recipe:

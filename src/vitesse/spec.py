@@ -29,7 +29,9 @@ class Resize(StrEnum):
 
     STRETCH = "stretch"  # straight to (height, width), aspect not kept
     CROP = "crop"  # shortest side to height / crop_ratio, then the centre crop
-    LETTERBOX = "letterbox"  # aspect kept, longest side fits; padded right and below with zeros after normalising
+    LETTERBOX = (
+        "letterbox"  # aspect kept, longest side fits; padded right and below with zeros after normalising
+    )
     NONE = "none"  # the image must already have the size
 
 
@@ -38,8 +40,12 @@ class Decode(StrEnum):
 
     LOGITS = "logits"  # classification: (N, classes)
     DETR_SOFTMAX = "detr_softmax"  # logits (N, Q, classes + 1), last class is no-object; boxes cxcywh in 0..1
-    DETR_SIGMOID = "detr_sigmoid"  # logits (N, Q, classes), top-k over queries × classes; boxes cxcywh in 0..1
-    POSTPROCESSED = "postprocessed"  # labels (N, Q), boxes xyxy in pixels of the original image, scores (N, Q)
+    DETR_SIGMOID = (
+        "detr_sigmoid"  # logits (N, Q, classes), top-k over queries × classes; boxes cxcywh in 0..1
+    )
+    POSTPROCESSED = (
+        "postprocessed"  # labels (N, Q), boxes xyxy in pixels of the original image, scores (N, Q)
+    )
 
 
 @dataclass(frozen=True)

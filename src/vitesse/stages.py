@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -21,6 +22,7 @@ from vitesse.precision.int8 import quantize as quantize_by_scheme
 from vitesse.recipe import Int8Options
 from vitesse.sources.onnx_file import check_spec_against, load_onnx
 from vitesse.sources.spec_file import find_spec
+from vitesse.spec import ModelSpec
 from vitesse.storage import sha256_of
 
 
@@ -77,7 +79,7 @@ def quantize(
             expected=f"one of: {', '.join(schemes) or 'none: the graph has no layer to quantise'}",
         )
     chosen = options or Int8Options()
-    ranges = calibrate(artifact, calibration_feeds(split, artifact), OP_TYPES, chosen)
+    ranges = calibrate(artifact, CalibrationFeeds(split, artifact.spec), OP_TYPES, chosen)
     return quantize_by_scheme(artifact, _beside(artifact, store), schemes[scheme], ranges, chosen)
 
 
@@ -86,10 +88,18 @@ def build(artifact: Artifact, target: str = "onnxruntime", store: Store | None =
     return backend(target).build(artifact, _beside(artifact, store))
 
 
-def calibration_feeds(split: Split, artifact: Artifact) -> Iterator[Tensors]:
-    """Read and prepare one image at a time."""
-    for sample, pixels in split:
-        yield feeds([pixels], artifact.spec, [str(sample.path)])
+@dataclass(frozen=True)
+class CalibrationFeeds:
+    """The prepared images of a split, read one at a time, as often as they are asked for."""
+
+    split: Split
+    spec: ModelSpec
+    on_image: Callable[[], None] = lambda: None
+
+    def __iter__(self) -> Iterator[Tensors]:
+        for sample, pixels in self.split:
+            yield feeds([pixels], self.spec, [str(sample.path)])
+            self.on_image()
 
 
 def _rewrite(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -39,8 +39,6 @@ def calibrate(
     feeds: Iterable[Tensors],
     op_types: Iterable[str],
     options: Int8Options,
-    *,
-    on_image: Callable[[], None] = lambda: None,
 ) -> Any:
     """Return ONNX Runtime's `TensorsData`: the range of every input and output of `op_types` nodes.
 
@@ -49,7 +47,6 @@ def calibrate(
 
     Args:
         feeds: one image each (batch 1), read once as a stream.
-        on_image: called after each image, for progress.
 
     Raises:
         DataError: no calibration image.
@@ -70,7 +67,6 @@ def calibrate(
             for feed in feeds:
                 calibrator.collect_data(OneFeed(feed))
                 count += 1
-                on_image()
             if not count:
                 raise DataError(
                     "no calibration image was read",
