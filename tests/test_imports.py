@@ -53,14 +53,12 @@ def test_the_public_interface_is_ten_names_and_each_of_them_is_there() -> None:
 
 
 def test_a_stage_is_a_function_also_after_its_package_was_imported() -> None:
-    code = (
-        "import vitesse, vitesse.pipeline\nassert vitesse.fuse.__name__ == 'fuse' and callable(vitesse.fuse)"
-    )
+    code = "import vitesse, vitesse.pipeline\nassert vitesse.fuse.__name__ == 'fuse' and callable(vitesse.fuse)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_missing_extra_is_named_with_its_pip_line() -> None:
-    code = "import sys\nsys.modules['onnxscript'] = None\nimport vitesse\nvitesse.fuse"
+    code = "import sys\nsys.modules['onnxscript'] = None\nimport vitesse\nvitesse.fusion"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "onnxscript is not installed" in done.stderr

@@ -15,7 +15,7 @@ from vitesse.data.dataset import open_dataset
 from vitesse.data.preprocess import feeds
 from vitesse.data.split import Split
 from vitesse.errors import UsageError
-from vitesse.fuse import Fused, clean_model, fuse_model
+from vitesse.fusion import Fused, clean_model, fuse_model
 from vitesse.precision.calibration import calibrate
 from vitesse.precision.int8 import OP_TYPES, applicable_schemes
 from vitesse.precision.int8 import quantize as quantize_by_scheme

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from vitesse.backends.onnxruntime_lowering_matrices import linear_layers_on_matrices
-from vitesse.fuse.shapes import infer_shapes
+from vitesse.fusion.shapes import infer_shapes
 
 
 def lower(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:

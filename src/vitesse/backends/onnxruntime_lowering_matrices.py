@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vitesse.fuse.attention_selected import BINARY, ELEMENTWISE
-from vitesse.fuse.rules import constant
+from vitesse.fusion.attention_selected import BINARY, ELEMENTWISE
+from vitesse.fusion.rules import constant
 
 # An Add of a bias costs more than two Reshapes at the shapes in docs/onnxruntime_lowering.md.
 _RESHAPES_PER_GEMM = 2
