@@ -58,7 +58,7 @@ def test_a_stage_is_a_function_also_after_its_package_was_imported() -> None:
 
 
 def test_a_missing_extra_is_named_with_its_pip_line() -> None:
-    code = "import sys\nsys.modules['onnxscript'] = None\nimport vitesse\nvitesse.fusion"
+    code = "import sys\nsys.modules['onnxscript'] = None\nimport vitesse\nvitesse.fuse"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "onnxscript is not installed" in done.stderr

@@ -58,7 +58,7 @@ def test_a_chosen_row_that_did_not_pass_is_not_drawn_as_a_good_one():
 
 def test_axes_have_titles_units_and_ticks_and_both_budgets_have_words():
     drawing = _drawn(sample_ledger())
-    assert _texts(drawing, "p-title") == ["p50 latency, ms → slower", "AP, 0 to 1 ↑ better"]
+    assert _texts(drawing, "p-title") == ["p50 latency, ms (the original's over the gain) → slower", "AP, 0 to 1 ↑ better"]
     assert _texts(drawing, "p-note") == ["largest drop allowed, 0.5 points", "budget 16 ms"]
     assert len(_texts(drawing, "p-tick")) >= 6
 
@@ -97,7 +97,7 @@ def test_a_point_far_below_stands_on_the_border_and_does_not_squash_the_others()
 
 
 def test_a_point_far_to_the_right_stands_on_the_border_with_its_value():
-    slow = replace(OPENVINO, latency_ms=Latency(500.0, 510.0, 520.0))
+    slow = replace(OPENVINO, gain=None, latency_ms=Latency(500.0, 510.0, 520.0))
     labels = _texts(_drawn(Ledger("m.onnx", "cpu", (SOURCE, FUSE, slow))), "p-label")
     assert "3 build:openvino (500.0 ms)" in labels
 
@@ -169,3 +169,9 @@ def test_overlap_is_seen_when_there_is_no_room():
 def test_boxes_that_only_touch_do_not_overlap():
     assert not Box(0, 0, 10, 10).overlaps(Box(10, 0, 20, 10))
     assert Box(0, 0, 10, 10).overlaps(Box(9, 9, 20, 20))
+
+
+def test_a_drifting_machine_does_not_move_a_point() -> None:
+    drifted = replace(FUSE, gain=2.0, latency_ms=Latency(90.0, 91.0, 92.0))
+    source = replace(SOURCE, latency_ms=Latency(10.0, 11.0, 12.0))
+    assert [point.latency_ms for point in points_of(Ledger("m.onnx", "cpu", (source, drifted)))] == [10.0, 5.0]

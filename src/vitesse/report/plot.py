@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from vitesse.ledger import Ledger, Verdict
+from vitesse.ledger import Ledger, Row, Verdict
 from vitesse.report.figures import decimal, metric_name
 from vitesse.report.plot_layout import (
     CHARACTER,
@@ -53,8 +53,20 @@ def points_of(ledger: Ledger) -> tuple[Point, ...]:
                 kind = "chosen" if index == ledger.chosen else "source" if index == 0 else "pass"
             label = f"{index + 1} {row.stage}"
             short = label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
-            found.append(Point(short, row.latency_ms.p50, row.accuracy.value, kind))
+            found.append(Point(short, latency_without_drift(ledger, row), row.accuracy.value, kind))
     return tuple(found)
+
+
+def latency_without_drift(ledger: Ledger, row: Row) -> float:
+    """Return a step's p50 in ms as the source's p50 over the step's gain, where there is one.
+
+    Steps are measured minutes apart, and the machine drifts; the gain comes from one interleaved run with the source.
+    """
+    assert row.latency_ms is not None
+    source = ledger.rows[0].latency_ms
+    if row is ledger.rows[0] or source is None or not row.gain:
+        return row.latency_ms.p50
+    return source.p50 / row.gain
 
 
 def left_out(ledger: Ledger) -> tuple[str, ...]:
@@ -120,7 +132,7 @@ class _Plot:
             parts.append(_line(x, frame.bottom, x, frame.bottom + 4, "p-axis"))
             parts.append(_text(x, frame.bottom + 18, self.x.tick_text(tick), "p-tick", "middle"))
         parts.append(_line(frame.left, frame.bottom, frame.right, frame.bottom, "p-axis"))
-        parts.append(_text(frame.right, frame.bottom + 38, "p50 latency, ms → slower", "p-title", "end"))
+        parts.append(_text(frame.right, frame.bottom + 38, "p50 latency, ms (the original's over the gain) → slower", "p-title", "end"))
         parts.append(_text(4, 16, f"{self.metric}, 0 to 1 ↑ better", "p-title", "start"))
         return parts
 
