@@ -36,7 +36,6 @@ class Step:
     """What is to be judged.
 
     before: what its speed is compared with; None for the source.
-    reproduces: whose outputs it has to reproduce where it promises the same numbers; None = the untouched model's.
     """
 
     stage: str
@@ -44,7 +43,6 @@ class Step:
     built: Built
     options: LoadOptions
     before: Candidate | None = None
-    reproduces: Candidate | None = None
 
     @property
     def candidate(self) -> Candidate:
@@ -98,9 +96,7 @@ class Assessor:
 
     def _judged(self, step: Step, row: Row) -> Row:
         meter = self._compare(step, Candidate(self.source, LoadOptions(reference=True)))
-        parity = promised = meter.parity()
-        if step.reproduces is not None:
-            promised = self._compare(step, step.reproduces).parity()
+        parity = meter.parity()
         accuracy, why = self._accuracy(step)
         evidence = Evidence(
             step.kind,
@@ -109,7 +105,7 @@ class Assessor:
             value=None if accuracy is None else accuracy.value,
             drop=None if accuracy is None else accuracy.drop,
             accuracy_reason=why,
-            parity=promised,
+            parity=parity,
             findings=meter.findings(),
         )
         if any(finding.fatal for finding in evidence.findings):
@@ -120,9 +116,9 @@ class Assessor:
             ratio = timing.over_before
             evidence = replace(evidence, speed=Speed(ratio.value, *ratio.interval))
         verdict, reason = judge(evidence, self.limits)
-        if verdict is Verdict.FAIL and step.kind is StepKind.STRUCTURAL and promised is not None:
-            promised = parity = self._with_first_diverging(promised, step)
-            verdict, reason = judge(replace(evidence, parity=promised), self.limits)
+        if verdict is Verdict.FAIL and step.kind is StepKind.STRUCTURAL and parity is not None:
+            parity = self._with_first_diverging(parity, meter, step)
+            verdict, reason = judge(replace(evidence, parity=parity), self.limits)
         unmeasured = {**timing.unmeasured, **({"accuracy": why} if accuracy is None else {})}
         row = _with_timing(replace(row, accuracy=accuracy, parity=parity, unmeasured=unmeasured), timing)
         return replace(row, verdict=verdict, reason=reason, notes=(*row.notes, *notes(evidence, self.limits)))
@@ -198,8 +194,12 @@ class Assessor:
 
         return hear
 
-    def _with_first_diverging(self, parity: Parity, step: Step) -> Parity:
-        inputs = self._prepared(self._parity_split.samples[:1])[0]
+    def _with_first_diverging(self, parity: Parity, meter: ParityMeter, step: Step) -> Parity:
+        """Look for the tensor where it begins, on the image where it shows most."""
+        worst = {line.worst_image for line in meter.table() if line.output == parity.worst_output}
+        samples = self._parity_split.samples
+        chosen = next((sample for sample in samples if sample.path.name in worst), samples[0])
+        inputs = self._prepared([chosen])[0]
         found = first_diverging(self.source.path, step.built.artifact.path, inputs)
         return replace(parity, first_diverging="" if found is None else found.describe())
 

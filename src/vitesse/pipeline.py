@@ -156,28 +156,24 @@ class Course:
         if "int8" in self._recipe.precisions:
             for row in self._quantised(graph):
                 yield row
-                quantised = self._artifact(row) if row.verdict is Verdict.PASS else None
+                quantised = self._artifact(row) if self._accurate(row) else None
         for runtime in runtimes:
             yield from self._builds(runtime, graph, quantised)
             if "int8" in self._recipe.precisions:
                 yield from self._own_int8(runtime, graph)
 
     def _builds(self, runtime: str, graph: Artifact, quantised: Artifact | None) -> Iterator[Row]:
-        for base, suffix in ((graph, ""), (quantised, ":int8")):
-            if base is None:
-                continue
-            row = self._step(
-                f"build:{runtime}{suffix}",
-                StepKind.BUILD,
-                base,
-                partial(backend(runtime).build, base, self._folder.store),
-                # What INT8 changed was judged with INT8; a build has to give the same numbers again.
-                reproduces=Candidate(base, self._options) if suffix else None,
-            )
-            yield row
+        """Build both precisions. Runtimes round INT8 each in their way, so accuracy judges it, not equal numbers."""
+        for base, suffix, kind in ((graph, "", StepKind.BUILD), (quantised, ":int8", StepKind.PRECISION)):
+            if base is not None:
+                make = partial(backend(runtime).build, base, self._folder.store)
+                yield self._step(f"build:{runtime}{suffix}", kind, base, make)
 
     def _quantised(self, graph: Artifact) -> Iterator[Row]:
-        """Try one scheme after the other, most layers first, until one passes; calibrate once for all."""
+        """Try one scheme after the other, most layers first, until one is accurate enough; calibrate once for all.
+
+        Whether it is fast enough is another question for each runtime.
+        """
 
         @cache
         def ranges() -> Any:
@@ -189,7 +185,7 @@ class Course:
         for scheme in applicable_schemes(load_onnx(graph.path)):
             row = self._step(scheme.name, StepKind.PRECISION, graph, partial(make, scheme))
             yield row
-            if row.verdict is Verdict.PASS:
+            if self._accurate(row):
                 return
 
     def _own_int8(self, runtime: str, graph: Artifact) -> Iterator[Row]:
@@ -217,8 +213,6 @@ class Course:
         base: Artifact,
         make: Callable[[], Built],
         options: LoadOptions | None = None,
-        *,
-        reproduces: Candidate | None = None,
     ) -> Row:
         """Take over a finished row, or make the artifact and assess it."""
         before = max(self.accepted, key=lambda one: one.gain).candidate if self.accepted else None
@@ -228,7 +222,7 @@ class Course:
         if row is None:
             self._progress.stage(stage, "making the artifact", 1)
             try:
-                step = Step(stage, kind, make(), chosen, before, reproduces)
+                step = Step(stage, kind, make(), chosen, before)
                 row = self.assessor.assess(step)
             except (BackendError, ModelError) as error:
                 row = Row(stage, Verdict.FAIL, str(error), unmeasured={"artifact": "the step made none"})
@@ -239,6 +233,12 @@ class Course:
             self.accepted.append(Accepted(self._rows, stage, candidate, row.gain or 1.0))
         self._rows += 1
         return row
+
+    def _accurate(self, row: Row) -> bool:
+        """Whether a step keeps the accuracy budget: it passed, or was rejected for its speed alone."""
+        drop = None if row.accuracy is None else row.accuracy.drop
+        checked = row.verdict in (Verdict.PASS, Verdict.REJECTED)
+        return checked and drop is not None and drop <= self._recipe.max_drop
 
     def _artifact(self, row: Row) -> Artifact:
         return artifact_of(self._folder.folder, row, self._source.spec)

@@ -132,7 +132,15 @@ class _Plot:
             parts.append(_line(x, frame.bottom, x, frame.bottom + 4, "p-axis"))
             parts.append(_text(x, frame.bottom + 18, self.x.tick_text(tick), "p-tick", "middle"))
         parts.append(_line(frame.left, frame.bottom, frame.right, frame.bottom, "p-axis"))
-        parts.append(_text(frame.right, frame.bottom + 38, "p50 latency, ms (the original's over the gain) → slower", "p-title", "end"))
+        parts.append(
+            _text(
+                frame.right,
+                frame.bottom + 38,
+                "p50 latency, ms (the original's over the gain) → slower",
+                "p-title",
+                "end",
+            )
+        )
         parts.append(_text(4, 16, f"{self.metric}, 0 to 1 ↑ better", "p-title", "start"))
         return parts
 
