@@ -165,11 +165,13 @@ def test_the_source_passes_with_its_accuracy_and_is_unknown_without() -> None:
 def test_few_images_are_said_to_be_few_and_do_not_change_the_verdict() -> None:
     step = _step(StepKind.PRECISION, images=53, drop=0.4)
     assert judge(step, LIMITS)[0] is Verdict.PASS
-    assert notes(step, LIMITS) == (
-        "on 53 images one image weighs 1.9 points of AP: a drop of 0.5 points cannot be told from chance; "
+    assert notes(step, LIMITS) == (), "it is said once, with the source"
+    source = replace(step, kind=StepKind.SOURCE)
+    assert notes(source, LIMITS) == (
+        "on 53 images one image weighs about 1.9 points of AP: a drop of 0.5 points cannot be told from chance; "
         "the verdict follows the measured value",
     )
-    assert notes(replace(step, images=2000), LIMITS) == ()
+    assert notes(replace(source, images=2000), LIMITS) == ()
 
 
 def test_agreement_is_named_as_such() -> None:

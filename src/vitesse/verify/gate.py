@@ -98,12 +98,12 @@ def judge(step: Evidence, limits: Limits) -> tuple[Verdict, str]:
 
 
 def notes(step: Evidence, limits: Limits) -> tuple[str, ...]:
-    """Return what a reader should know beside the verdict: suspicions, and how sharp the images can tell."""
+    """Return what a reader should know beside the verdict: suspicions and, once a run, how sharp the images can tell."""
     said = [finding.text for finding in step.findings if not finding.fatal]
-    if step.images and 100 / step.images > limits.max_drop:
+    if step.kind is StepKind.SOURCE and step.images and 100 / step.images > limits.max_drop:
         weight = 100 / step.images
         said.append(
-            f"on {step.images} images one image weighs {weight:.1f} points of {_metric(step)}: a drop of "
+            f"on {step.images} images one image weighs about {weight:.1f} points of {_metric(step)}: a drop of "
             f"{limits.max_drop:g} points cannot be told from chance; the verdict follows the measured value"
         )
     return tuple(said)

@@ -1,0 +1,208 @@
+"""The main job on every model at hand, with its ledger and raw samples kept, and the tables made from them.
+
+    python benchmarks/ledgers.py [NAME …]     runs (all, or those named) and writes benchmarks/results/ledgers/NAME.json
+    python benchmarks/ledgers.py --tables     writes docs/results.md and the table in README.md from these files
+
+The models and image sets lie in ../shared/data (or $VITESSE_SHARED_DATA); the ViT-B/16 has random weights, is made here and
+needs torch. A gain is against `InferenceSession(model.onnx)` with default options, interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitesse.ledger import Ledger, Row, load_ledger
+from vitesse.pipeline import optimize
+from vitesse.recipe import DataOptions, Recipe
+from vitesse.report.figures import METRICS
+from vitesse.report.progress import progress_bar
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "ledgers"
+DATA = Path(os.environ.get("VITESSE_SHARED_DATA", ROOT.parent / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run: title for the tables, model file, image folder, recipe, and what a reader must know."""
+
+    title: str
+    model: Path
+    images: Path
+    recipe: Recipe = Recipe()
+    note: str = ""
+
+
+CASES = {
+    "detr_fashion": Case(
+        "DETR (3.2 M, 256×256)", ROOT / "examples/fashion/detr_fashion.onnx", DATA / "detr_fashion"
+    ),
+    "vit_fashion": Case("ViT (1.2 M, 56×56)", ROOT / "examples/fashion/vit_fashion.onnx", DATA / "vit_fashion"),
+    "deimv2_atto": Case(
+        "DEIMv2-Atto (0.5 M, 320×320)",
+        DATA / "deimv2/deimv2_hgnetv2_atto_coco.onnx",
+        DATA / "coco_ccby",
+        Recipe(preset="deimv2"),
+        "48 of the 53 photos: 5 are held out to calibrate INT8.",
+    ),
+    "deimv2_atto_fp32": Case(
+        "DEIMv2-Atto, FP32 only",
+        DATA / "deimv2/deimv2_hgnetv2_atto_coco.onnx",
+        DATA / "coco_ccby",
+        Recipe(preset="deimv2", precisions=("fp32",)),
+        "All 53 photos: without INT8 nothing is held out.",
+    ),
+    "vit_b16_random": Case(
+        "ViT-B/16 (86 M, 224×224, random weights)",
+        Path("vit_b16_random.onnx"),
+        DATA / "coco_ccby/images",
+        Recipe(max_drop=100.0, data=DataOptions(limit=16, calib_images=16)),
+        "Random weights: for speed only, the accuracy budget is off.",
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*CASES, []], metavar="NAME")
+    parser.add_argument("--tables", action="store_true")
+    options = parser.parse_args()
+    if options.tables:
+        write_tables()
+        return
+    for name in options.names or CASES:
+        run(name, CASES[name])
+
+
+def run(name: str, case: Case) -> None:
+    with tempfile.TemporaryDirectory(prefix="vitesse-") as folder:
+        model = case.model if case.model.is_file() else random_vit_b16(Path(folder) / case.model.name)
+        with progress_bar() as progress:
+            done = optimize(model, data=case.images, out=Path(folder) / "run", recipe=case.recipe, progress=progress)
+        kept = json.loads((done.folder / "ledger.json").read_text())
+        kept["source"], kept["command"] = case.model.name, f"python benchmarks/ledgers.py {name}"
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+        samples = {path.stem: json.loads(path.read_text()) for path in sorted((done.folder / "samples").iterdir())}
+        (RESULTS / f"{name}.samples.json").write_text(json.dumps(rounded(samples), separators=(",", ":")) + "\n")
+        shutil.rmtree(done.folder)
+
+
+def rounded(value: Any) -> Any:
+    """Round every number to a tenth of a microsecond: what lies beyond is noise, and the files stay small."""
+    if isinstance(value, dict):
+        return {key: rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [rounded(entry) for entry in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def random_vit_b16(path: Path) -> Path:
+    import torch
+
+    from vitesse.export.torch_onnx import export_module
+    from vitesse.sources.vit import ViT, ViTConfig
+    from vitesse.spec import Decode, ModelSpec, Preprocessing, Task
+
+    half = (0.5, 0.5, 0.5)
+    rules = Preprocessing((224, 224), mean=half, std=half)
+    spec = ModelSpec(Task.CLASSIFICATION, Decode.LOGITS, "images", {"logits": "logits"}, rules)
+    torch.manual_seed(0)
+    export_module(ViT(ViTConfig(224, 16, 768, 12, 12, 3072, 1000)), torch.zeros(2, 3, 224, 224), spec, path)
+    return path
+
+
+def ledgers() -> Iterator[tuple[Case, Ledger]]:
+    for name, case in CASES.items():
+        if (RESULTS / f"{name}.json").is_file():
+            yield case, load_ledger(RESULTS / f"{name}.json")
+
+
+def summary_table() -> str:
+    """One line a model: what was chosen, how much faster, at what cost."""
+    lines = [
+        "| model | chosen | p50 ms | gain (spread) | accuracy | lost, points | MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case, ledger in ledgers():
+        row, source, final = ledger.chosen_row(), ledger.rows[0], ledger.final or {}
+        assert row.accuracy is not None
+        assert source.accuracy is not None
+        assert row.artifact is not None
+        assert source.artifact is not None
+        metric = METRICS[row.accuracy.metric]
+        lines.append(
+            f"| {case.title} | {row.stage} | {final['baseline_p50_ms']:.2f} → {final['chosen_p50_ms']:.2f} "
+            f"| **{final['gain']:.2f}×** ({final['gain_spread'][0]:.2f}–{final['gain_spread'][1]:.2f}) "
+            f"| {metric} {source.accuracy.value:.4f} → {row.accuracy.value:.4f} | {row.accuracy.drop:.2f} "
+            f"| {source.artifact.bytes / 1e6:.1f} → {row.artifact.bytes / 1e6:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def step_table(ledger: Ledger) -> str:
+    """Every step of one run."""
+    lines = [
+        "| step | accuracy | lost, points | gain (spread) | img/s | memory MB | verdict | reason |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *(step_line(row) for row in ledger.rows)])
+
+
+def step_line(row: Row) -> str:
+    accuracy = ["–", "–"] if row.accuracy is None else [f"{row.accuracy.value:.4f}", f"{row.accuracy.drop:.2f}"]
+    spread = "" if row.gain_spread is None else f" ({row.gain_spread[0]:.2f}–{row.gain_spread[1]:.2f})"
+    speed = "–" if row.gain is None else f"{row.gain:.2f}×{spread}"
+    more = ["–" if value is None else f"{value:.0f}" for value in (row.throughput_per_s, row.memory_mb)]
+    reason = row.reason.replace("|", "\\|").replace("\n", " ")
+    return f"| {' | '.join([row.stage, *accuracy, speed, *more, row.verdict.value, reason])} |"
+
+
+def environment_line(ledger: Ledger) -> str:
+    found = ledger.environment
+    cpu, packages = found["cpu"], found["packages"]
+    flags = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in cpu["flags"]]
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("onnxruntime", "openvino") if name in packages)
+    return f"{cpu['model']}, {cpu['usable_cores']} cores, {', '.join(flags)}; {versions}; {found['date'][:10]}"
+
+
+def results_page() -> str:
+    parts = [
+        "# Results",
+        "Made by `python benchmarks/ledgers.py --tables` from `benchmarks/results/ledgers/*.json`, which\n"
+        "`python benchmarks/ledgers.py` measured; the raw samples lie beside them. A gain is the p50 of\n"
+        "`InferenceSession(model.onnx)` with default options over the p50 of the step, interleaved, batch 1; its spread is the\n"
+        "interquartile range over the rounds. How: [benchmarking.md](benchmarking.md). On another processor other steps win:\n"
+        "INT8 above all depends on VNNI.",
+        summary_table(),
+    ]
+    for case, ledger in ledgers():
+        parts += [f"## {case.title}", f"{environment_line(ledger)}. {case.note}".strip(), step_table(ledger)]
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_with_table(readme: str) -> str:
+    """Return the README with the summary between its markers."""
+    environment = environment_line(next(iter(ledgers()))[1])
+    block = f"Measured with `python benchmarks/ledgers.py` on {environment} ([every step](docs/results.md)):\n\n{summary_table()}"
+    pattern = r"(<!-- results:begin -->\n).*?(<!-- results:end -->)"
+    return re.sub(pattern, lambda found: f"{found[1]}{block}\n{found[2]}", readme, flags=re.DOTALL)
+
+
+def write_tables() -> None:
+    (ROOT / "docs" / "results.md").write_text(results_page())
+    readme = ROOT / "README.md"
+    readme.write_text(readme_with_table(readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()
