@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SECONDS_PER_MEASUREMENT ?= 1.5
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types wheel clean
 
 demo: $(VENV)/.run
 	$(BIN)/vitesse optimize examples/fashion/detr_fashion.onnx --data examples/fashion/detr --target cpu \
@@ -23,6 +23,15 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+# The wheel, installed into an environment of its own, does the main job away from the source tree.
+wheel: $(VENV)/.dev
+	rm -rf dist build/wheel && $(BIN)/python -m build --wheel --outdir dist . >/dev/null
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet "$$(ls $(CURDIR)/dist/*.whl)[optimize]"
+	cp -r examples build/wheel/ && cd build/wheel && PYTHONSAFEPATH=1 venv/bin/vitesse optimize \
+		examples/fashion/vit_fashion.onnx --data examples/fashion/vit --limit 50 --seconds 0.5 --out run
+	cd build/wheel && PYTHONSAFEPATH=1 venv/bin/vitesse predict run examples/fashion/vit/val/1_Trouser/00002.png
 
 clean:
 	rm -rf $(VENV) demo build dist src/*.egg-info

@@ -46,7 +46,9 @@ CASES = {
     "detr_fashion": Case(
         "DETR (3.2 M, 256×256)", ROOT / "examples/fashion/detr_fashion.onnx", DATA / "detr_fashion"
     ),
-    "vit_fashion": Case("ViT (1.2 M, 56×56)", ROOT / "examples/fashion/vit_fashion.onnx", DATA / "vit_fashion"),
+    "vit_fashion": Case(
+        "ViT (1.2 M, 56×56)", ROOT / "examples/fashion/vit_fashion.onnx", DATA / "vit_fashion"
+    ),
     "deimv2_atto": Case(
         "DEIMv2-Atto (0.5 M, 320×320)",
         DATA / "deimv2/deimv2_hgnetv2_atto_coco.onnx",
@@ -72,7 +74,9 @@ CASES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", choices=[*CASES, []], metavar="NAME")
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
@@ -87,13 +91,19 @@ def run(name: str, case: Case) -> None:
     with tempfile.TemporaryDirectory(prefix="vitesse-") as folder:
         model = case.model if case.model.is_file() else random_vit_b16(Path(folder) / case.model.name)
         with progress_bar() as progress:
-            done = optimize(model, data=case.images, out=Path(folder) / "run", recipe=case.recipe, progress=progress)
+            done = optimize(
+                model, data=case.images, out=Path(folder) / "run", recipe=case.recipe, progress=progress
+            )
         kept = json.loads((done.folder / "ledger.json").read_text())
         kept["source"], kept["command"] = case.model.name, f"python benchmarks/ledgers.py {name}"
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
-        samples = {path.stem: json.loads(path.read_text()) for path in sorted((done.folder / "samples").iterdir())}
-        (RESULTS / f"{name}.samples.json").write_text(json.dumps(rounded(samples), separators=(",", ":")) + "\n")
+        samples = {
+            path.stem: json.loads(path.read_text()) for path in sorted((done.folder / "samples").iterdir())
+        }
+        (RESULTS / f"{name}.samples.json").write_text(
+            json.dumps(rounded(samples), separators=(",", ":")) + "\n"
+        )
         shutil.rmtree(done.folder)
 
 
@@ -159,7 +169,9 @@ def step_table(ledger: Ledger) -> str:
 
 
 def step_line(row: Row) -> str:
-    accuracy = ["–", "–"] if row.accuracy is None else [f"{row.accuracy.value:.4f}", f"{row.accuracy.drop:.2f}"]
+    accuracy = (
+        ["–", "–"] if row.accuracy is None else [f"{row.accuracy.value:.4f}", f"{row.accuracy.drop:.2f}"]
+    )
     spread = "" if row.gain_spread is None else f" ({row.gain_spread[0]:.2f}–{row.gain_spread[1]:.2f})"
     speed = "–" if row.gain is None else f"{row.gain:.2f}×{spread}"
     more = ["–" if value is None else f"{value:.0f}" for value in (row.throughput_per_s, row.memory_mb)]
@@ -170,9 +182,15 @@ def step_line(row: Row) -> str:
 def environment_line(ledger: Ledger) -> str:
     found = ledger.environment
     cpu, packages = found["cpu"], found["packages"]
-    flags = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in cpu["flags"]]
-    versions = ", ".join(f"{name} {packages[name]}" for name in ("onnxruntime", "openvino") if name in packages)
-    return f"{cpu['model']}, {cpu['usable_cores']} cores, {', '.join(flags)}; {versions}; {found['date'][:10]}"
+    flags = [
+        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in cpu["flags"]
+    ]
+    versions = ", ".join(
+        f"{name} {packages[name]}" for name in ("onnxruntime", "openvino") if name in packages
+    )
+    return (
+        f"{cpu['model']}, {cpu['usable_cores']} cores, {', '.join(flags)}; {versions}; {found['date'][:10]}"
+    )
 
 
 def results_page() -> str:

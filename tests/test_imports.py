@@ -53,7 +53,9 @@ def test_the_public_interface_is_ten_names_and_each_of_them_is_there() -> None:
 
 
 def test_a_stage_is_a_function_also_after_its_package_was_imported() -> None:
-    code = "import vitesse, vitesse.pipeline\nassert vitesse.fuse.__name__ == 'fuse' and callable(vitesse.fuse)"
+    code = (
+        "import vitesse, vitesse.pipeline\nassert vitesse.fuse.__name__ == 'fuse' and callable(vitesse.fuse)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

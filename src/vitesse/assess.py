@@ -121,7 +121,8 @@ class Assessor:
             verdict, reason = judge(replace(evidence, parity=parity), self.limits)
         unmeasured = {**timing.unmeasured, **({"accuracy": why} if accuracy is None else {})}
         row = _with_timing(replace(row, accuracy=accuracy, parity=parity, unmeasured=unmeasured), timing)
-        return replace(row, verdict=verdict, reason=reason, notes=(*row.notes, *notes(evidence, self.limits)))
+        said = (*row.notes, *notes(evidence, self.limits), *_disturbed(timing))
+        return replace(row, verdict=verdict, reason=reason, notes=said)
 
     def _compare(self, step: Step, reference: Candidate) -> ParityMeter:
         meter = ParityMeter(self.source.spec)
@@ -147,9 +148,12 @@ class Assessor:
     def _accuracy(self, step: Step) -> tuple[Accuracy | None, str]:
         """Return the accuracy with its drop, or None and the reason."""
         try:
-            if step.kind is StepKind.SOURCE:
-                return replace(self._of_original(step.stage).accuracy, drop=0.0), ""
             original = self._of_original(step.stage)
+        except NotVerified as error:
+            return None, error.what
+        if step.kind is StepKind.SOURCE:
+            return replace(original.accuracy, drop=0.0), ""
+        try:
             done = self._evaluate(step.stage, step.candidate, original.results)
             return against(done.accuracy, original.accuracy), ""
         except (NotVerified, SpecError) as error:
@@ -205,6 +209,13 @@ class Assessor:
 
     def _prepared(self, samples: Sequence[Sample]) -> list[Tensors]:
         return [feeds([sample.read()], self.source.spec, [str(sample.path)]) for sample in samples]
+
+
+def _disturbed(timing: Timing) -> tuple[str, ...]:
+    run = timing.samples
+    if run is None or run.quiet is not False:
+        return ()
+    return (f"other processes kept {run.foreign_cores:.1f} cores busy meanwhile: figures in ms are too high",)
 
 
 def _with_timing(row: Row, timing: Timing) -> Row:

@@ -100,7 +100,8 @@ def optimize(
     for row in course.rows(runtimes):
         ledger = ledger.with_row(row)
         ledger.save(folder.folder / "ledger.json")
-    if all(row.verdict is not Verdict.FAIL for row in ledger.rows if row.stage in STRUCTURAL_STAGES):
+    trusted = {"source", *STRUCTURAL_STAGES}
+    if all(row.verdict is not Verdict.FAIL for row in ledger.rows if row.stage in trusted):
         ledger = choose(ledger, course.accepted, course.assessor)
         ledger.save(folder.folder / "ledger.json")
     write_run_report(folder.folder, ledger, course.accepted, course.assessor)
@@ -140,7 +141,11 @@ class Course:
     def rows(self, runtimes: Sequence[str]) -> Iterator[Row]:
         """Yield one finished row after the other."""
         row = self._step(
-            "source", StepKind.SOURCE, self._source, lambda: Built(self._source), LoadOptions(plain=True)
+            "source",
+            StepKind.SOURCE,
+            self._source,
+            lambda: Built(self._source, notes=self._dataset.notes),
+            LoadOptions(plain=True),
         )
         yield row
         if row.verdict is not Verdict.PASS:

@@ -58,7 +58,10 @@ def test_a_chosen_row_that_did_not_pass_is_not_drawn_as_a_good_one():
 
 def test_axes_have_titles_units_and_ticks_and_both_budgets_have_words():
     drawing = _drawn(sample_ledger())
-    assert _texts(drawing, "p-title") == ["p50 latency, ms (the original's over the gain) → slower", "AP, 0 to 1 ↑ better"]
+    assert _texts(drawing, "p-title") == [
+        "p50 latency, ms (the original's over the gain) → slower",
+        "AP, 0 to 1 ↑ better",
+    ]
     assert _texts(drawing, "p-note") == ["largest drop allowed, 0.5 points", "budget 16 ms"]
     assert len(_texts(drawing, "p-tick")) >= 6
 
@@ -174,4 +177,7 @@ def test_boxes_that_only_touch_do_not_overlap():
 def test_a_drifting_machine_does_not_move_a_point() -> None:
     drifted = replace(FUSE, gain=2.0, latency_ms=Latency(90.0, 91.0, 92.0))
     source = replace(SOURCE, latency_ms=Latency(10.0, 11.0, 12.0))
-    assert [point.latency_ms for point in points_of(Ledger("m.onnx", "cpu", (source, drifted)))] == [10.0, 5.0]
+    assert [point.latency_ms for point in points_of(Ledger("m.onnx", "cpu", (source, drifted)))] == [
+        10.0,
+        5.0,
+    ]

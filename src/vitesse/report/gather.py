@@ -33,10 +33,20 @@ def write_run_report(folder: Path, ledger: Ledger, accepted: Sequence[Accepted],
     extras = ReportExtras(pictures_note="Nothing was chosen.", operators_note="Nothing was chosen.")
     if chosen is not None:
         extras = replace(
-            _operators(assessor, chosen.candidate), pictures=_pictures(assessor, chosen.candidate)
+            _operators(assessor, chosen.candidate),
+            pictures=_pictures(assessor, chosen.candidate),
+            method=_method(ledger),
         )
     save_extras(folder, extras)
     return write_report(folder, ledger, extras)
+
+
+def _method(ledger: Ledger) -> str:
+    if ledger.final is None:
+        return ""
+    foreign = ledger.final["foreign_cores"]
+    beside = "" if foreign is None else f", while other processes kept {foreign:.2f} cores busy"
+    return f"The last comparison of the finalists had {ledger.final['rounds']} rounds{beside}."
 
 
 def _pictures(assessor: Assessor, chosen: Candidate) -> tuple[Picture, ...]:
