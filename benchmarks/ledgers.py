@@ -3,8 +3,8 @@
     python benchmarks/ledgers.py [NAME …]     runs (all, or those named) and writes benchmarks/results/ledgers/NAME.json
     python benchmarks/ledgers.py --tables     writes docs/results.md and the table in README.md from these files
 
-The models and image sets lie in ../shared/data (or $VITESSE_SHARED_DATA); the ViT-B/16 has random weights, is made here and
-needs torch. A gain is against `InferenceSession(model.onnx)` with default options, interleaved.
+The models and image sets lie in ../shared/data (or $VITESSE_SHARED_DATA); the ViT-B/16 has random weights, is made here
+and needs torch. A gain is against `InferenceSession(model.onnx)` with default options, interleaved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Case:
     title: str
     model: Path
     images: Path
-    recipe: Recipe = Recipe()
+    recipe: Recipe = field(default_factory=Recipe)
     note: str = ""
 
 
@@ -198,9 +198,9 @@ def results_page() -> str:
         "# Results",
         "Made by `python benchmarks/ledgers.py --tables` from `benchmarks/results/ledgers/*.json`, which\n"
         "`python benchmarks/ledgers.py` measured; the raw samples lie beside them. A gain is the p50 of\n"
-        "`InferenceSession(model.onnx)` with default options over the p50 of the step, interleaved, batch 1; its spread is the\n"
-        "interquartile range over the rounds. How: [benchmarking.md](benchmarking.md). On another processor other steps win:\n"
-        "INT8 above all depends on VNNI.",
+        "`InferenceSession(model.onnx)` with default options over the p50 of the step, interleaved, batch 1; its\n"
+        "spread is the interquartile range over the rounds. How: [benchmarking.md](benchmarking.md). On another\n"
+        "processor other steps win: INT8 above all depends on VNNI.",
         summary_table(),
     ]
     for case, ledger in ledgers():
@@ -211,7 +211,8 @@ def results_page() -> str:
 def readme_with_table(readme: str) -> str:
     """Return the README with the summary between its markers."""
     environment = environment_line(next(iter(ledgers()))[1])
-    block = f"Measured with `python benchmarks/ledgers.py` on {environment} ([every step](docs/results.md)):\n\n{summary_table()}"
+    said = f"Measured with `python benchmarks/ledgers.py` on {environment} ([every step](docs/results.md)):"
+    block = f"{said}\n\n{summary_table()}"
     pattern = r"(<!-- results:begin -->\n).*?(<!-- results:end -->)"
     return re.sub(pattern, lambda found: f"{found[1]}{block}\n{found[2]}", readme, flags=re.DOTALL)
 

@@ -35,7 +35,7 @@ from vitesse.recipe import Recipe, merge
 from vitesse.report.gather import write_run_report
 from vitesse.run import Run, RunFolder, artifact_of, key_of
 from vitesse.sources.external_data import external_tensors
-from vitesse.sources.onnx_file import load_onnx
+from vitesse.sources.onnx_file import load_onnx, serialise
 from vitesse.verify.gate import StepKind
 
 HOLDOUT = 0.1
@@ -115,7 +115,7 @@ def take_in(artifact: Artifact, folder: RunFolder) -> Artifact:
     """
     content = artifact.path.read_bytes()
     if external_tensors(onnx.load_from_string(content)):
-        content = load_onnx(artifact.path).SerializeToString()
+        content = serialise(load_onnx(artifact.path), artifact.spec)
     return folder.store.put(content, artifact.spec, artifact.provenance, suffix=".onnx")
 
 

@@ -20,7 +20,7 @@ from vitesse.precision.calibration import calibrate
 from vitesse.precision.int8 import OP_TYPES, applicable_schemes
 from vitesse.precision.int8 import quantize as quantize_by_scheme
 from vitesse.recipe import Int8Options
-from vitesse.sources.onnx_file import check_spec_against, load_onnx
+from vitesse.sources.onnx_file import check_spec_against, load_onnx, serialise
 from vitesse.sources.spec_file import find_spec
 from vitesse.spec import ModelSpec
 from vitesse.storage import sha256_of
@@ -108,7 +108,7 @@ def _rewrite(
     done = rewrite(load_onnx(artifact.path))
     provenance = Provenance(stage, artifact.sha256)
     made = _beside(artifact, store).put(
-        done.model.SerializeToString(), artifact.spec, provenance, suffix=".onnx"
+        serialise(done.model, artifact.spec), artifact.spec, provenance, suffix=".onnx"
     )
     notes = tuple(f"{name}: {reason}" for name, reasons in done.reasons.items() for reason in reasons)
     return Built(made, done.changes, notes)

@@ -313,3 +313,17 @@ def test_the_signature_lists_inputs_and_outputs_without_weights() -> None:
         "inputs:\n  images  float32 [N, 3, 32, 32]\n"
         "outputs:\n  logits  float32 [N, 64, 5]\n  boxes   float32 [N, 64, 4]"
     )
+
+
+def test_a_model_beyond_one_protobuf_message_is_refused_before_it_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vitesse.sources import onnx_file
+    from vitesse.spec import Decode, ModelSpec, Preprocessing, Task
+
+    spec = ModelSpec(Task.CLASSIFICATION, Decode.LOGITS, "x", {"logits": "y"}, Preprocessing((8, 8)))
+    model = onnx.ModelProto(doc_string="x" * 100)
+    assert onnx_file.read_spec(onnx.load_from_string(onnx_file.serialise(model, spec))) == spec
+    monkeypatch.setattr(onnx_file, "_LARGEST_FILE", 50)
+    with pytest.raises(ModelError, match=r"expected: at most 2\.1 GB(.|\n)*FP16 weights"):
+        onnx_file.serialise(model, spec)

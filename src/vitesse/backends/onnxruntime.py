@@ -173,6 +173,7 @@ class OnnxRuntimeBackend:
         """
         # Imported here because deployment loads this module without the packages that lowering needs.
         from vitesse.backends.onnxruntime_lowering import lower
+        from vitesse.sources.onnx_file import serialise
 
         try:
             model = onnx.load(artifact.path)
@@ -182,7 +183,7 @@ class OnnxRuntimeBackend:
         if not any(changes.values()):
             return Built(artifact, changes)
         provenance = Provenance("build:onnxruntime", artifact.sha256)
-        content = lowered.SerializeToString()
+        content = serialise(lowered, artifact.spec)
         return Built(store.put(content, artifact.spec, provenance, suffix=".onnx"), changes)
 
     def load(self, artifact: Artifact, options: LoadOptions | None = None) -> OnnxRuntimeEngine:

@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import nn
 
-from vitesse.sources.onnx_file import write_spec
+from vitesse.sources.onnx_file import serialise
 from vitesse.spec import ModelSpec
 from vitesse.storage import write_atomically
 
@@ -38,7 +38,7 @@ def export_module(
     assert program is not None  # torch returns None only for the old exporter
     exported: onnx.ModelProto = program.model_proto
     _drop_trace(exported)
-    write_atomically(path, write_spec(exported, spec).SerializeToString())
+    write_atomically(path, serialise(exported, spec))
 
 
 def _drop_trace(model: onnx.ModelProto) -> None:

@@ -20,6 +20,7 @@ from vitesse.backends.protocol import Built
 from vitesse.environment import describe
 from vitesse.precision.calibration import REFUSALS, quiet, refused
 from vitesse.recipe import Int8Options
+from vitesse.sources.onnx_file import serialise
 
 LINEAR = ("MatMul", "Gemm")
 OP_TYPES = ("Conv", *LINEAR)
@@ -133,7 +134,7 @@ def quantize(artifact: Artifact, store: Store, scheme: Scheme, ranges: Any, opti
     except REFUSALS as error:
         raise refused(artifact, error) from error
     provenance = Provenance(scheme.name, artifact.sha256, {"weight_bits": str(bits)})
-    made = store.put(quantised.SerializeToString(), artifact.spec, provenance, suffix=".onnx")
+    made = store.put(serialise(quantised, artifact.spec), artifact.spec, provenance, suffix=".onnx")
     return Built(made, _changes(quantised, nodes, model))
 
 

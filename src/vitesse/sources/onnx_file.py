@@ -15,7 +15,10 @@ from vitesse.sources.external_data import external_tensors, load_external
 from vitesse.sources.signature import check_spec_against, graph_inputs, graph_outputs, graph_signature
 from vitesse.spec import METADATA_KEY, ModelSpec, spec_from_mapping
 
-__all__ = ["check_spec_against", "graph_signature", "load_onnx", "read_spec", "write_spec"]
+# A protobuf message ends at 2 GiB; the rest is room for the spec.
+_LARGEST_FILE = 2**31 - 2**20
+
+__all__ = ["check_spec_against", "graph_signature", "load_onnx", "read_spec", "serialise", "write_spec"]
 
 # Runtimes register these beyond the ONNX standard; whether one has the operator is for the runtime to say.
 _RUNTIME_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "org.openvinotoolkit"})
@@ -87,6 +90,23 @@ def write_spec(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
     written.metadata_props.extend(kept)
     written.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
     return written
+
+
+def serialise(model: onnx.ModelProto, spec: ModelSpec) -> bytes:
+    """Return the bytes of one ONNX file that carries `spec`.
+
+    Raises:
+        ModelError: larger than 2 GB, which a single protobuf message cannot hold.
+    """
+    size = model.ByteSize()
+    if size > _LARGEST_FILE:
+        raise ModelError(
+            f"the model has {size / 1e9:.1f} GB",
+            expected="at most 2.1 GB: Vitesse keeps every artifact in one file, and protobuf ends there",
+            fix="optimise a smaller variant, or one with FP16 weights",
+        )
+    content: bytes = write_spec(model, spec).SerializeToString()
+    return content
 
 
 def _read(path: Path) -> bytes:

@@ -100,7 +100,7 @@ def judge(step: Evidence, limits: Limits) -> tuple[Verdict, str]:
 
 
 def notes(step: Evidence, limits: Limits) -> tuple[str, ...]:
-    """Return what a reader should know beside the verdict: suspicions and, once a run, how sharp the images can tell."""
+    """Return what a reader should know beside the verdict: suspicions and, once a run, how much an image weighs."""
     said = [finding.text for finding in step.findings if not finding.fatal]
     if step.kind is StepKind.SOURCE and step.images and 100 / step.images > limits.max_drop:
         weight = 100 / step.images
