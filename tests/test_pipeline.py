@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from onnx import numpy_helper
 import vitesse
 from vitesse import pipeline, stages
 from vitesse.artifact import Artifact, Provenance, Store
-from vitesse.assess import Assessor
+from vitesse.assess import Assessor, Step
+from vitesse.backends import backend
+from vitesse.backends.fake import FakeBackend, Fault, with_nan
+from vitesse.backends.fake import scaled as scaled_outputs
 from vitesse.backends.protocol import Built
 from vitesse.cli import main
 from vitesse.errors import DataError, RunFolderError, UsageError
@@ -20,6 +24,7 @@ from vitesse.ledger import Verdict
 from vitesse.predict import load
 from vitesse.recipe import DataOptions, MeasureOptions, Recipe
 from vitesse.run import Run, open_run
+from vitesse.verify.gate import StepKind
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "fashion"
 MODEL, IMAGES = EXAMPLES / "vit_fashion.onnx", EXAMPLES / "vit"
@@ -27,7 +32,7 @@ QUICK = Recipe(
     target="onnxruntime",
     precisions=("fp32",),
     data=DataOptions(limit=40, calib_images=8),
-    measure=MeasureOptions(seconds=0.1, min_rounds=4, parity_images=4, throughput_seconds=0.1),
+    measure=MeasureOptions(seconds=0.1, min_rounds=8, parity_images=4, throughput_seconds=0.1),
 )
 
 
@@ -163,7 +168,7 @@ def scaled(factor: float) -> object:
 def test_a_stage_that_breaks_the_model_stops_the_run_and_nothing_is_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, text: str
 ) -> None:
-    monkeypatch.setitem(pipeline.STRUCTURAL_STAGES, "fuse", scaled(factor))
+    monkeypatch.setitem(pipeline.STRUCTURAL_STAGES, "fuse", (StepKind.STRUCTURAL, scaled(factor)))
     done = pipeline.optimize(MODEL, data=IMAGES, out=tmp_path / "run", recipe=QUICK)
     last = done.ledger.rows[-1]
     assert (last.stage, last.verdict) == ("fuse", Verdict.FAIL)
@@ -189,6 +194,48 @@ def test_a_runtime_that_refuses_ends_its_branch_only(tmp_path: Path, monkeypatch
     )
     assert done.verified
     assert done.ledger.chosen in (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict", "text"),
+    [
+        (Fault(change=scaled_outputs(1.2)), Verdict.FAIL, "differ from the model before"),
+        (Fault(change=with_nan), Verdict.FAIL, "holds NaN"),
+        (Fault(delay_ms=5), Verdict.REJECTED, "slower than the step before"),
+        (Fault(crash="illegal instruction"), Verdict.FAIL, "illegal instruction"),
+    ],
+)
+def test_a_runtime_that_errs_crashes_or_dawdles_is_never_chosen(
+    run: Run, monkeypatch: pytest.MonkeyPatch, fault: Fault, verdict: Verdict, text: str
+) -> None:
+    pytest.importorskip("openvino", reason="needs a second runtime: pip install 'vitesse[openvino]'")
+
+    def faulty(name: str) -> object:
+        return FakeBackend(backend(name), fault) if name == "openvino" else backend(name)
+
+    monkeypatch.setattr("vitesse.measure.backend", faulty)
+    recipe = replace(QUICK, target="openvino")
+    done = pipeline.optimize(MODEL, data=IMAGES, out=run.folder, recipe=recipe)
+    row = done.ledger.rows[-1]
+    assert (row.stage, row.verdict) == ("build:openvino", verdict)
+    assert text in row.reason
+    assert done.ledger.chosen != len(done.ledger.rows) - 1
+    assert done.verified
+    assert done.ledger.rows[:3] == run.ledger.rows[:3], "the steps before were taken over"
+
+
+def test_another_target_goes_on_from_the_same_steps(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    assess = Assessor.assess
+
+    def watched(self: Assessor, step: Step) -> object:
+        measured.append(step.stage)
+        return assess(self, step)
+
+    monkeypatch.setattr(Assessor, "assess", watched)
+    pytest.importorskip("openvino", reason="needs a second runtime: pip install 'vitesse[openvino]'")
+    pipeline.optimize(MODEL, data=IMAGES, out=run.folder, recipe=replace(QUICK, target="cpu"))
+    assert measured == ["build:openvino"]
 
 
 def test_without_labels_agreement_is_measured_and_called_so(tmp_path: Path) -> None:

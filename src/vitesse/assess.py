@@ -28,6 +28,8 @@ from vitesse.verify.parity import ParityMeter
 
 # Latency is taken on a few real images in turn; more would only cost preparation.
 TIMED_IMAGES = 8
+# Steps whose tensors keep their names and values, so that the first one that differs can be found.
+SAME_NUMBERS = (StepKind.CLEANING, StepKind.STRUCTURAL)
 SPEED_FIELDS = ("latency_ms", "gain", "throughput_per_s", "memory_mb", "load_ms", "cold_start_ms")
 
 
@@ -114,9 +116,10 @@ class Assessor:
             timing = self._timing(step)
         if timing.over_before is not None:
             ratio = timing.over_before
-            evidence = replace(evidence, speed=Speed(ratio.value, *ratio.interval))
+            quiet = timing.samples is None or timing.samples.quiet is not False
+            evidence = replace(evidence, speed=Speed(ratio.value, *ratio.interval, quiet))
         verdict, reason = judge(evidence, self.limits)
-        if verdict is Verdict.FAIL and step.kind is StepKind.STRUCTURAL and parity is not None:
+        if verdict is Verdict.FAIL and step.kind in SAME_NUMBERS and parity is not None:
             parity = self._with_first_diverging(parity, meter, step)
             verdict, reason = judge(replace(evidence, parity=parity), self.limits)
         unmeasured = {**timing.unmeasured, **({"accuracy": why} if accuracy is None else {})}

@@ -10,7 +10,7 @@ step or a build that FAILs ends that branch only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from vitesse.environment import describe, usable_cores
 from vitesse.errors import BackendError, MissingExtra, ModelError, UsageError
 from vitesse.ledger import Ledger, Row, Verdict
 from vitesse.measure import Candidate
+from vitesse.metadata import serialise
 from vitesse.precision.calibration import calibrate
 from vitesse.precision.int8 import OP_TYPES, Scheme, applicable_schemes, quantize
 from vitesse.progress import Progress, Silent
@@ -35,11 +36,11 @@ from vitesse.recipe import Recipe, merge
 from vitesse.report.gather import write_run_report
 from vitesse.run import Run, RunFolder, artifact_of, key_of
 from vitesse.sources.external_data import external_tensors
-from vitesse.sources.onnx_file import load_onnx, serialise
+from vitesse.sources.onnx_file import load_onnx
 from vitesse.verify.gate import StepKind
 
 HOLDOUT = 0.1
-STRUCTURAL_STAGES = {"clean": stages.clean, "fuse": stages.fuse}
+STRUCTURAL_STAGES = {"clean": (StepKind.CLEANING, stages.clean), "fuse": (StepKind.STRUCTURAL, stages.fuse)}
 
 
 def optimize(
@@ -84,10 +85,11 @@ def optimize(
     # Without a step to calibrate, no image has to be held out from verifying.
     holdout = HOLDOUT if "int8" in recipe.precisions else 0.0
     dataset = open_dataset(data, recipe.data.calib_data, spec=artifact.spec, holdout=holdout)
+    identity = images_of(dataset)
     if recipe.data.limit:
         dataset = replace(dataset, val=dataset.val.spread(recipe.data.limit))
     folder = RunFolder(Path(out))
-    folder.claim(artifact.sha256, dataset.sha256, artifact.spec)
+    folder.claim(artifact.sha256, identity, artifact.spec)
     artifact = take_in(artifact, folder)
     course = Course(artifact, dataset, recipe, folder, progress or Silent())
     ledger = Ledger(
@@ -131,10 +133,14 @@ class Course:
         self._folder, self._progress = folder, progress
         self._rows = 0
         self._options = LoadOptions(threads=recipe.measure.threads or usable_cores())
+        # What a row's figures and verdict hang on; target and latency budget only say which rows are wanted.
         self._context = (
             dataset.sha256,
             len(dataset.val),
-            recipe.as_mapping(),
+            recipe.data.calib_images,
+            asdict(recipe.measure),
+            asdict(recipe.int8),
+            recipe.max_drop,
             stable(describe()),
         )
 
@@ -151,8 +157,8 @@ class Course:
         if row.verdict is not Verdict.PASS:
             return
         graph = self._source
-        for stage, make in STRUCTURAL_STAGES.items():
-            row = self._step(stage, StepKind.STRUCTURAL, graph, partial(make, graph, self._folder.store))
+        for stage, (kind, make) in STRUCTURAL_STAGES.items():
+            row = self._step(stage, kind, graph, partial(make, graph, self._folder.store))
             yield row
             if row.verdict is Verdict.FAIL:
                 return
@@ -247,6 +253,12 @@ class Course:
 
     def _artifact(self, row: Row) -> Artifact:
         return artifact_of(self._folder.folder, row, self._source.spec)
+
+
+def images_of(dataset: Dataset) -> str:
+    """Hash which images a data set has, whatever their split: with INT8 some are held out, without none."""
+    samples = (*dataset.val.samples, *dataset.calib.samples)
+    return key_of(sorted((sample.path.name, sample.path.stat().st_size) for sample in samples))
 
 
 def stable(environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, overload
 
 from vitesse.artifact import Artifact
 from vitesse.backends import backend
+from vitesse.backends.closing import Closing
 from vitesse.backends.protocol import LoadOptions
 from vitesse.data.images import ImageSource, decode_image
 from vitesse.data.postprocess import decode
@@ -18,7 +18,7 @@ from vitesse.data.results import Detections, Result
 from vitesse.run import Run, load_options, open_run
 
 
-class Model:
+class Model(Closing):
     """A loaded artifact: call it with an image, or a list of them. Not thread-safe; a context manager."""
 
     def __init__(self, artifact: Artifact, options: LoadOptions | None = None) -> None:
@@ -54,16 +54,8 @@ class Model:
 
     def close(self) -> None:
         """Release the session and the weights."""
-        self._session.__exit__(None, None, None)
-        self._engine.__exit__(None, None, None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._session.close()
+        self._engine.close()
 
 
 def load(run: Run | Path | str) -> Model:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,10 +103,6 @@ class Recipe:
             raise UsageError(f"int8.percentile = {self.int8.percentile:g}", expected="above 50, up to 100")
         if not 1 <= self.data.calib_images <= 512:
             raise UsageError(f"--calib-images {self.data.calib_images}", expected="1 to 512")
-
-    def as_mapping(self) -> dict[str, Any]:
-        """Return plain values, for hashing and for the ledger."""
-        return asdict(self)
 
 
 Section = TypeVar("Section", bound=Recipe | DataOptions | Int8Options | MeasureOptions)

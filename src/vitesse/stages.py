@@ -16,11 +16,13 @@ from vitesse.data.preprocess import feeds
 from vitesse.data.split import Split
 from vitesse.errors import UsageError
 from vitesse.fusion import Fused, clean_model, fuse_model
+from vitesse.metadata import serialise
 from vitesse.precision.calibration import calibrate
 from vitesse.precision.int8 import OP_TYPES, applicable_schemes
 from vitesse.precision.int8 import quantize as quantize_by_scheme
 from vitesse.recipe import Int8Options
-from vitesse.sources.onnx_file import check_spec_against, load_onnx, serialise
+from vitesse.sources.onnx_file import load_onnx
+from vitesse.sources.signature import check_spec_against
 from vitesse.sources.spec_file import find_spec
 from vitesse.spec import ModelSpec
 from vitesse.storage import sha256_of

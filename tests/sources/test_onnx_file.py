@@ -10,7 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import tiny_graphs
 from vitesse.errors import ModelError, SpecError
-from vitesse.sources.onnx_file import graph_signature, load_onnx, read_spec, write_spec
+from vitesse.metadata import read_spec, write_spec
+from vitesse.sources.onnx_file import load_onnx
+from vitesse.sources.signature import graph_signature
 from vitesse.spec import METADATA_KEY
 
 
@@ -318,12 +320,12 @@ def test_the_signature_lists_inputs_and_outputs_without_weights() -> None:
 def test_a_model_beyond_one_protobuf_message_is_refused_before_it_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vitesse.sources import onnx_file
+    from vitesse import metadata
     from vitesse.spec import Decode, ModelSpec, Preprocessing, Task
 
     spec = ModelSpec(Task.CLASSIFICATION, Decode.LOGITS, "x", {"logits": "y"}, Preprocessing((8, 8)))
     model = onnx.ModelProto(doc_string="x" * 100)
-    assert onnx_file.read_spec(onnx.load_from_string(onnx_file.serialise(model, spec))) == spec
-    monkeypatch.setattr(onnx_file, "_LARGEST_FILE", 50)
+    assert metadata.read_spec(onnx.load_from_string(metadata.serialise(model, spec))) == spec
+    monkeypatch.setattr(metadata, "_LARGEST_FILE", 50)
     with pytest.raises(ModelError, match=r"expected: at most 2\.1 GB(.|\n)*FP16 weights"):
-        onnx_file.serialise(model, spec)
+        metadata.serialise(model, spec)

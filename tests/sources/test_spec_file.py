@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 import tiny_graphs
 from shared_data import shared
 from vitesse.errors import SpecError, UsageError
-from vitesse.sources.onnx_file import load_onnx, write_spec
+from vitesse.metadata import write_spec
+from vitesse.sources.onnx_file import load_onnx
 from vitesse.sources.preset import preset_names
 from vitesse.sources.signature import check_spec_against
 from vitesse.sources.spec_file import example_spec, find_spec

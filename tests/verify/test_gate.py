@@ -146,7 +146,7 @@ def test_precision_and_builds_must_be_faster_beyond_noise(kind: StepKind) -> Non
     verdict, reason = _judged(kind, speed=SAME)
     assert verdict is Verdict.REJECTED
     assert reason == "not faster than the step before: 1.00× (95 % interval 0.98 to 1.02)"
-    assert _judged(kind, speed=Speed(1.5, 0.0, math.inf))[0] is Verdict.REJECTED
+    assert _judged(kind, speed=Speed(1.5, 0.0, math.inf))[0] is Verdict.UNKNOWN
 
 
 def test_accuracy_is_named_before_speed_when_both_are_bad() -> None:
@@ -178,4 +178,26 @@ def test_agreement_is_named_as_such() -> None:
     assert (
         "points of agreement with the original"
         in _judged(StepKind.PRECISION, metric="agreement", drop=9.0)[1]
+    )
+
+
+def test_cleaning_is_kept_when_slower_because_later_steps_need_it_but_not_when_it_changes_numbers() -> None:
+    slow = Speed(0.7, 0.65, 0.75)
+    assert _judged(StepKind.CLEANING, drop=0.0, speed=slow)[0] is Verdict.PASS
+    assert _judged(StepKind.STRUCTURAL, drop=0.0, speed=slow)[0] is Verdict.REJECTED
+    broken = Parity(1.0, 0.9, 0.5, "logits")
+    assert _judged(StepKind.CLEANING, drop=0.0, speed=slow, parity=broken)[0] is Verdict.FAIL
+
+
+def test_a_structural_step_is_not_called_slow_while_other_processes_keep_the_cores_busy() -> None:
+    slow = Speed(0.7, 0.65, 0.75, quiet=False)
+    assert _judged(StepKind.STRUCTURAL, drop=0.0, speed=slow)[0] is Verdict.PASS
+    assert _judged(StepKind.PRECISION, drop=0.0, speed=slow)[0] is Verdict.REJECTED
+
+
+def test_too_few_rounds_decide_nothing() -> None:
+    verdict, reason = _judged(StepKind.PRECISION, drop=0.0, speed=Speed(2.0, 0.0, float("inf")))
+    assert (verdict, reason) == (
+        Verdict.UNKNOWN,
+        "speed was measured in too few rounds to tell it from chance",
     )

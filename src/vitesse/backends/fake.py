@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitesse.artifact import Artifact, Store
+from vitesse.backends.closing import Closing
 from vitesse.backends.protocol import (
     Array,
     Availability,
@@ -66,7 +65,7 @@ def with_nan(_: str, array: Array) -> Array:
     return broken
 
 
-class FakeSession:
+class FakeSession(Closing):
     """A session of the wrapped runtime, with the fault."""
 
     def __init__(self, inner: Session, fault: Fault) -> None:
@@ -86,17 +85,12 @@ class FakeSession:
         outputs = {name: change(name, array) for name, array in outcome.outputs.items()}
         return Outcome(outputs, outcome.host_ms + self._fault.delay_ms, outcome.device_ms)
 
-    def __enter__(self) -> Self:
-        self._inner.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inner.__exit__(kind, error, trace)
+    def close(self) -> None:
+        """Close the session or engine inside."""
+        self._inner.close()
 
 
-class FakeEngine:
+class FakeEngine(Closing):
     """An engine of the wrapped runtime whose sessions have the fault."""
 
     def __init__(self, inner: Engine, fault: Fault) -> None:
@@ -107,14 +101,9 @@ class FakeEngine:
         """Open a session that misbehaves."""
         return FakeSession(self._inner.session(), self._fault)
 
-    def __enter__(self) -> Self:
-        self._inner.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inner.__exit__(kind, error, trace)
+    def close(self) -> None:
+        """Close the session or engine inside."""
+        self._inner.close()
 
 
 class FakeBackend:

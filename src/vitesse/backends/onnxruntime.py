@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import perf_counter_ns
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 
 from vitesse.artifact import Artifact, Provenance, Store
+from vitesse.backends.closing import Closing
 from vitesse.backends.feeds import check_feeds
 from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, TensorInfo, Tensors
 from vitesse.backends.refusal import refusal
@@ -39,7 +39,7 @@ _DTYPES = {
 }
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Closing):
     """One stream: an IO binding with its output buffers. Not thread-safe."""
 
     def __init__(self, engine: OnnxRuntimeEngine) -> None:
@@ -110,16 +110,8 @@ class OnnxRuntimeSession:
         self._engine, self._binding = None, None
         self._buffers.clear()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Closing):
     """A loaded model. Sessions share its weights and, with more than one thread, its thread pool."""
 
     def __init__(self, runtime: Any, path: Path, *, plain: bool) -> None:
@@ -148,14 +140,6 @@ class OnnxRuntimeEngine:
         """Release the weights; sessions made from this engine refuse to run from here on."""
         self._runtime = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class OnnxRuntimeBackend:
     """ONNX Runtime's CPU execution provider."""
@@ -173,7 +157,7 @@ class OnnxRuntimeBackend:
         """
         # Imported here because deployment loads this module without the packages that lowering needs.
         from vitesse.backends.onnxruntime_lowering import lower
-        from vitesse.sources.onnx_file import serialise
+        from vitesse.metadata import serialise
 
         try:
             model = onnx.load(artifact.path)

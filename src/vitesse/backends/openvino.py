@@ -14,13 +14,13 @@ import threading
 import zipfile
 from pathlib import Path
 from time import perf_counter_ns
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import openvino
 
 from vitesse.artifact import Artifact, Store
+from vitesse.backends.closing import Closing
 from vitesse.backends.feeds import check_feeds
 from vitesse.backends.openvino_ir import IR_SUFFIX, read_ir
 from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, TensorInfo, Tensors
@@ -32,7 +32,7 @@ _SINK = "/sink_port_0"  # what OpenVINO's ONNX reader appends to the names of re
 Shapes = tuple[tuple[int, ...], ...]
 
 
-class OpenVinoSession:
+class OpenVinoSession(Closing):
     """One stream: inference requests with their own tensors. Not thread-safe."""
 
     def __init__(self, engine: OpenVinoEngine) -> None:
@@ -93,16 +93,8 @@ class OpenVinoSession:
         self._engine, self._last = None, None
         self._requests.clear()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class OpenVinoEngine:
+class OpenVinoEngine(Closing):
     """A loaded model; compiled for batch 1 at once and in general on demand."""
 
     def __init__(self, model: Any, path: Path, config: dict[str, Any]) -> None:
@@ -151,14 +143,6 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Release the weights; sessions made from this engine refuse to run from here on."""
         self._model, self._special, self._general = None, None, None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class OpenVinoBackend:

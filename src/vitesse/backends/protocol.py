@@ -89,6 +89,10 @@ class Session(Protocol):
         """Run once; raises BackendError, with the runtime's message, when it refuses or crashes."""
         ...
 
+    def close(self) -> None:
+        """Release what it holds; `with` does it too."""
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -104,6 +108,10 @@ class Engine(Protocol):
 
     def session(self) -> Session:
         """Open a session; close it, or use it as a context manager."""
+        ...
+
+    def close(self) -> None:
+        """Release what it holds; `with` does it too."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -72,7 +72,7 @@ def throughput(
             )
         finally:
             for session in opened:
-                session.__exit__(None, None, None)
+                session.close()
 
 
 def best_throughput(

@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import nn
 
-from vitesse.sources.onnx_file import serialise
+from vitesse.metadata import serialise
 from vitesse.spec import ModelSpec
 from vitesse.storage import write_atomically
 

@@ -18,9 +18,9 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.protocol import Built
 from vitesse.environment import describe
+from vitesse.metadata import serialise
 from vitesse.precision.calibration import REFUSALS, quiet, refused
 from vitesse.recipe import Int8Options
-from vitesse.sources.onnx_file import serialise
 
 LINEAR = ("MatMul", "Gemm")
 OP_TYPES = ("Conv", *LINEAR)

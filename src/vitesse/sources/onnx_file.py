@@ -1,8 +1,7 @@
-"""An ONNX file on disk → a checked model in memory, and the spec that travels in its metadata."""
+"""An ONNX file on disk → a checked model in memory."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,15 +9,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from vitesse.errors import ModelError, SpecError
+from vitesse.errors import ModelError
 from vitesse.sources.external_data import external_tensors, load_external
-from vitesse.sources.signature import check_spec_against, graph_inputs, graph_outputs, graph_signature
-from vitesse.spec import METADATA_KEY, ModelSpec, spec_from_mapping
-
-# A protobuf message ends at 2 GiB; the rest is room for the spec.
-_LARGEST_FILE = 2**31 - 2**20
-
-__all__ = ["check_spec_against", "graph_signature", "load_onnx", "read_spec", "serialise", "write_spec"]
+from vitesse.sources.signature import graph_inputs, graph_outputs
 
 # Runtimes register these beyond the ONNX standard; whether one has the operator is for the runtime to say.
 _RUNTIME_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "org.openvinotoolkit"})
@@ -63,50 +56,6 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         if id(tensor) in weights:
             load_external(tensor, path)
     return model
-
-
-def read_spec(model: onnx.ModelProto) -> ModelSpec | None:
-    """Return the spec in the model's metadata, None when there is none; raises SpecError on a damaged one."""
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            try:
-                return spec_from_mapping(json.loads(entry.value))
-            except json.JSONDecodeError as error:
-                raise SpecError(
-                    f"the model's metadata {METADATA_KEY!r} is not JSON: {error}",
-                    expected="the spec as Vitesse writes it",
-                    cause="another tool changed the metadata",
-                    fix="give the spec with --spec spec.toml",
-                ) from error
-    return None
-
-
-def write_spec(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
-    """Return a copy of the model that carries `spec`; other metadata stays."""
-    written = onnx.ModelProto()
-    written.CopyFrom(model)
-    kept = [entry for entry in model.metadata_props if entry.key != METADATA_KEY]
-    del written.metadata_props[:]
-    written.metadata_props.extend(kept)
-    written.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
-    return written
-
-
-def serialise(model: onnx.ModelProto, spec: ModelSpec) -> bytes:
-    """Return the bytes of one ONNX file that carries `spec`.
-
-    Raises:
-        ModelError: larger than 2 GB, which a single protobuf message cannot hold.
-    """
-    size = model.ByteSize()
-    if size > _LARGEST_FILE:
-        raise ModelError(
-            f"the model has {size / 1e9:.1f} GB",
-            expected="at most 2.1 GB: Vitesse keeps every artifact in one file, and protobuf ends there",
-            fix="optimise a smaller variant, or one with FP16 weights",
-        )
-    content: bytes = write_spec(model, spec).SerializeToString()
-    return content
 
 
 def _read(path: Path) -> bytes:

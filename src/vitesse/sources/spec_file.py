@@ -10,7 +10,7 @@ import onnx
 
 from vitesse.backends.protocol import TensorInfo
 from vitesse.errors import SpecError, UsageError
-from vitesse.sources.onnx_file import read_spec
+from vitesse.metadata import read_spec
 from vitesse.sources.preset import fit_preset, geometry, pick, preset_names, role_of
 from vitesse.sources.signature import (
     check_spec_against,

@@ -2,11 +2,13 @@
 
 Nothing here measures. What is missing, or not a number, leads to UNKNOWN; unknown is never a pass.
 
-    order of the questions          structural (clean, fuse)      precision (int8)           build (other runtime)
+    order of the questions          structural (fuse)             precision (int8)           build (other runtime)
     1 outputs NaN, Inf, constant    FAIL                          FAIL                       FAIL
     2 equal to what it came from    else FAIL                     not asked                  else FAIL, wider limits
     3 accuracy inside the budget    else REJECTED                 else REJECTED              else REJECTED
     4 speed against the step before not slower, else REJECTED     faster, else REJECTED      faster, else REJECTED
+
+Cleaning is judged as a structural step, but not by its speed: the steps behind it need a clean graph.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class StepKind(StrEnum):
     """What a step promises."""
 
     SOURCE = "source"  # the model as it came: nothing to compare it with
+    CLEANING = "cleaning"  # the same numbers from fewer operators; what later steps build on
     STRUCTURAL = "structural"  # the same numbers from fewer or other operators
     PRECISION = "precision"  # other numbers, inside the accuracy budget
     BUILD = "build"  # another runtime: the same numbers up to its arithmetic
@@ -32,11 +35,15 @@ class StepKind(StrEnum):
 
 @dataclass(frozen=True)
 class Speed:
-    """Time of the step before over time of this step (above 1: faster), with its 95 % confidence interval."""
+    """Time of the step before over time of this step (above 1: faster), with its 95 % confidence interval.
+
+    `quiet` is False when other processes kept the cores busy: then a ratio says as much about them as about the step.
+    """
 
     ratio: float
     low: float
     high: float
+    quiet: bool = True
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def _parity(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
         return None
     if step.parity is None:
         return Verdict.UNKNOWN, f"the outputs were not compared: {step.parity_reason or 'no reason given'}"
-    structural = step.kind is StepKind.STRUCTURAL
+    structural = step.kind in (StepKind.CLEANING, StepKind.STRUCTURAL)
     max_rel = limits.max_rel if structural else limits.build_max_rel
     min_cosine = limits.min_cosine if structural else limits.build_min_cosine
     relative, cosine = step.parity.max_rel, step.parity.cosine
@@ -150,13 +157,17 @@ def _speed(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
     speed = step.speed
     if speed is None or not all(map(math.isfinite, (speed.ratio, speed.low))) or math.isnan(speed.high):
         return Verdict.UNKNOWN, f"speed was not measured: {step.speed_reason or 'no reason given'}"
+    if step.kind is StepKind.CLEANING:
+        return None
     if step.kind is StepKind.STRUCTURAL:
-        slower = speed.high < 1.0 and speed.ratio < 1.0 - limits.slack
+        slower = speed.quiet and speed.high < 1.0 and speed.ratio < 1.0 - limits.slack
         return (Verdict.REJECTED, _slower(speed)) if slower else None
     if speed.low > 1.0:
         return None
     if speed.high < 1.0:
         return Verdict.REJECTED, _slower(speed)
+    if math.isinf(speed.high):
+        return Verdict.UNKNOWN, "speed was measured in too few rounds to tell it from chance"
     interval = f"95 % interval {speed.low:.2f} to {speed.high:.2f}"
     return Verdict.REJECTED, f"not faster than the step before: {speed.ratio:.2f}× ({interval})"
 
