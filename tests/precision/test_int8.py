@@ -139,6 +139,13 @@ def source_weights(source: Artifact) -> list[TensorProto]:
     return list(onnx.load(source.path).graph.initializer)
 
 
+def test_the_quantised_file_is_valid_onnx_and_carries_its_spec(tmp_path: Path) -> None:
+    source = artifact(tmp_path, network())
+    options = Int8Options()
+    built = quantize(source, Store(tmp_path), FULL, calibrate(source, feeds(), OP_TYPES, options), options)
+    assert open_model(built.artifact.path).spec == SPEC
+
+
 def test_seven_bit_weights_stay_inside_seven_bits(tmp_path: Path) -> None:
     source = artifact(tmp_path, network())
     options = Int8Options(weight_bits=7)

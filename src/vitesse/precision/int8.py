@@ -130,7 +130,10 @@ def quantize(artifact: Artifact, store: Store, scheme: Scheme, ranges: Any, opti
                     "OpTypesToExcludeOutputQuantization": list(LINEAR),
                 },
             )
-            quantised: onnx.ModelProto = quantiser.quantize_model()
+            quantiser.quantize_model()
+            # The quantiser appends its nodes at the end; ONNX wants every node behind those it reads from.
+            quantiser.model.topological_sort()
+            quantised: onnx.ModelProto = quantiser.model.model
     except REFUSALS as error:
         raise refused(artifact, error) from error
     provenance = Provenance(scheme.name, artifact.sha256, {"weight_bits": str(bits)})
