@@ -18,7 +18,8 @@ from vitesse.errors import VitesseError
 from vitesse.ledger import Ledger
 from vitesse.measure import Candidate
 from vitesse.predict import Model
-from vitesse.profile.operators import profile
+from vitesse.profile.families import family
+from vitesse.profile.operators import OperatorProfile, profile
 from vitesse.report.extras import OperatorBar, Picture, ReportExtras, save_extras
 from vitesse.report.html import write_report
 
@@ -79,6 +80,14 @@ def _picture(sample: Sample, before: Model, after: Model) -> Picture:
     return Picture(sample.path.name, drawn[0], drawn[1], f"{notes[0]} before, {notes[1]} after")
 
 
+def _by_family(found: OperatorProfile) -> dict[str, float]:
+    """Sum milliseconds per run over operators that do the same work; runtimes call them by different names."""
+    times: dict[str, float] = {}
+    for row in found.operators:
+        times[family(row.operator)] = times.get(family(row.operator), 0.0) + row.ms
+    return times
+
+
 def _operators(assessor: Assessor, chosen: Candidate) -> ReportExtras:
     inputs = assessor.timed_feeds()
     try:
@@ -86,7 +95,7 @@ def _operators(assessor: Assessor, chosen: Candidate) -> ReportExtras:
         after = profile(chosen.artifact, inputs, threads=chosen.options.threads)
     except VitesseError as error:
         return ReportExtras(operators_note=f"Not profiled: {error.what}")
-    times = [{row.operator: row.ms for row in one.operators} for one in (before, after)]
+    times = [_by_family(one) for one in (before, after)]
     names = sorted(times[0].keys() | times[1].keys(), key=lambda op: -max(one.get(op, 0.0) for one in times))
     bars = tuple(OperatorBar(op, times[0].get(op, 0.0), times[1].get(op, 0.0)) for op in names)
     return ReportExtras(operators=bars)
