@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-SECONDS_PER_MEASUREMENT ?= 1.5
+SECONDS_PER_MEASUREMENT ?= 1
 
 .PHONY: demo test lint types wheel clean
 

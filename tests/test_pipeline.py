@@ -32,7 +32,7 @@ QUICK = Recipe(
     target="onnxruntime",
     precisions=("fp32",),
     data=DataOptions(limit=40, calib_images=8),
-    measure=MeasureOptions(seconds=0.1, min_rounds=8, parity_images=4, throughput_seconds=0.1),
+    measure=MeasureOptions(seconds=0.1, min_rounds=8, parity_images=4),
 )
 
 

@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 QUICK = ("--limit", "20", "--seconds", "0.1")
 QUICK_CODE = """
 from vitesse.recipe import DataOptions, MeasureOptions, Recipe
-quick = Recipe(data=DataOptions(limit=20, calib_images=8), measure=MeasureOptions(seconds=0.1, throughput_seconds=0.1))
+quick = Recipe(data=DataOptions(limit=20, calib_images=8), measure=MeasureOptions(seconds=0.1))
 """
 
 

@@ -99,7 +99,7 @@ def time_candidate(
     unmeasured: dict[str, str] = {}
     per_second = None
     try:
-        per_second = throughput(candidate.artifact, feeds, seconds=options.throughput_seconds).per_s
+        per_second = throughput(candidate.artifact, feeds, seconds=max(0.1, options.seconds / 4)).per_s
     except VitesseError as error:
         unmeasured["throughput_per_s"] = error.what
     fresh = fresh_process(candidate.artifact, feeds[:FRESH_CALLS], candidate.options)

@@ -44,16 +44,14 @@ class MeasureOptions:
     """How to measure.
 
     Args:
-        seconds: of each interleaved run; it goes on until `min_rounds` are done as well.
+        seconds: of each interleaved run; it goes on until `min_rounds` are done, too. Throughput takes a quarter.
         parity_images: whose outputs are compared with the untouched model's.
-        throughput_seconds: of saturation.
         threads: of one session; 0 = every usable core.
     """
 
     seconds: float = 4.0
     min_rounds: int = 12
     parity_images: int = 16
-    throughput_seconds: float = 1.0
     threads: int = 0
 
 
