@@ -166,7 +166,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from vitesse.predict import load, show
+    from vitesse.predict import load, save_picture, show
 
     if options.draw is not None and len(options.images) > 1:
         raise UsageError(
@@ -177,7 +177,7 @@ def _predict(options: argparse.Namespace) -> int:
             result = model(path)
             print(show(result, path, threshold=options.threshold, as_json=options.json))
             if options.draw is not None:
-                result.draw(path).save(options.draw)
+                save_picture(result.draw(path), options.draw)
     return 0
 
 

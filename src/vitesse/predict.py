@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from PIL import Image
+
 from vitesse.artifact import Artifact
 from vitesse.backends import backend
 from vitesse.backends.closing import Closing
@@ -15,7 +17,9 @@ from vitesse.data.images import ImageSource, decode_image
 from vitesse.data.postprocess import decode
 from vitesse.data.preprocess import feeds
 from vitesse.data.results import Detections, Result
+from vitesse.errors import UsageError
 from vitesse.run import Run, load_options, open_run
+from vitesse.storage import storage_error
 
 
 class Model(Closing):
@@ -67,6 +71,25 @@ def load(run: Run | Path | str) -> Model:
     """
     found = run if isinstance(run, Run) else open_run(Path(run))
     return Model(found.artifact, load_options(found.ledger.chosen_row()))
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format its suffix names.
+
+    Raises:
+        UsageError: no format has that suffix.
+        StorageError: the file cannot be written.
+    """
+    try:
+        picture.save(path)
+    except ValueError as error:
+        raise UsageError(
+            f"no picture format has the suffix of {path}",
+            expected=".png, .jpg or .webp",
+            fix="--draw boxes.png",
+        ) from error
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 def show(result: Result, path: Path, *, threshold: float, as_json: bool) -> str:

@@ -19,7 +19,9 @@ class _Bar:
         self._task: TaskID | None = None
 
     def stage(self, name: str, activity: str, total: int) -> None:
-        if self._task is not None:
+        if self._task is None:
+            self._progress.start()  # not before: an error in the options should not leave an empty line
+        else:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(activity, total=max(1, total), stage=name)
 
@@ -44,5 +46,8 @@ def progress_bar(console: Console | None = None) -> Iterator[Listener]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console or Console(stderr=True), transient=True) as progress:
+    progress = Progress(*columns, console=console or Console(stderr=True), transient=True)
+    try:
         yield _Bar(progress)
+    finally:
+        progress.stop()
