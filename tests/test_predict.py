@@ -18,7 +18,7 @@ FOUND = Detections(
 
 def test_detections_below_the_threshold_are_not_shown() -> None:
     text = show(FOUND, Path("a.jpg"), threshold=0.5, as_json=False)
-    assert text.splitlines() == ["a.jpg", "  0.900  cat                  1.0     2.0    30.0    40.0"]
+    assert text.splitlines() == ["a.jpg", "  0.900  cat                   1.0     2.0    30.0    40.0"]
     assert "nothing scores 0.95 or more" in show(FOUND, Path("a.jpg"), threshold=0.95, as_json=False)
 
 
@@ -44,4 +44,5 @@ def test_an_unknown_picture_format_and_a_missing_folder_are_named(tmp_path: Path
     with pytest.raises(StorageError, match=r"cannot write .*absent"):
         save_picture(picture, tmp_path / "absent" / "boxes.png")
     save_picture(picture, tmp_path / "boxes.jpg")
-    assert Image.open(tmp_path / "boxes.jpg").format == "JPEG"
+    with Image.open(tmp_path / "boxes.jpg") as written:
+        assert written.format == "JPEG"
