@@ -238,6 +238,32 @@ def test_another_target_goes_on_from_the_same_steps(run: Run, monkeypatch: pytes
     assert measured == ["build:openvino"]
 
 
+def test_another_spec_is_not_answered_with_the_old_figures(tmp_path: Path) -> None:
+    """The same file fed in another way is another measurement."""
+    spec = stages.open_model(MODEL).spec
+    darker = replace(spec, preprocessing=replace(spec.preprocessing, mean=(0.9, 0.9, 0.9)))
+    gains = []
+    for one in (spec, darker):
+        artifact = replace(stages.open_model(MODEL), spec=one)
+        done = pipeline.optimize(
+            artifact, data=IMAGES, out=tmp_path / "run", recipe=replace(QUICK, precisions=("fp32",))
+        )
+        assert done.ledger.rows[0].accuracy is not None
+        gains.append(done.ledger.rows[0].accuracy.value)
+    assert gains[0] != gains[1]
+
+
+def test_without_an_image_to_calibrate_on_int8_is_unknown_and_the_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    shutil.copyfile(IMAGES / "val/1_Trouser/00002.png", tmp_path / "images" / "only.png")
+    recipe = replace(QUICK, precisions=("fp32", "int8"))
+    done = pipeline.optimize(MODEL, data=tmp_path / "images", out=tmp_path / "run", recipe=recipe)
+    row = next(row for row in done.ledger.rows if row.stage == "int8")
+    assert row.verdict is Verdict.UNKNOWN
+    assert "--calib-data" in row.reason
+    assert done.ledger.rows[-1].stage == "build:onnxruntime"
+
+
 def test_without_labels_agreement_is_measured_and_called_so(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number, path in enumerate(sorted((IMAGES / "val").rglob("*.png"))[::25]):

@@ -9,6 +9,7 @@ step or a build that FAILs ends that branch only.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -96,7 +97,7 @@ def optimize(
         source=str(source.path if isinstance(source, Artifact) else source),
         target=recipe.target,
         environment=describe(),
-        command=" ".join(command),
+        command=shlex.join(command),
         max_drop=recipe.max_drop,
     )
     for row in course.rows(runtimes):
@@ -135,6 +136,7 @@ class Course:
         self._options = LoadOptions(threads=recipe.measure.threads or usable_cores())
         # What a row's figures and verdict hang on; target and latency budget only say which rows are wanted.
         self._context = (
+            source.spec.to_json(),
             dataset.sha256,
             len(dataset.val),
             recipe.data.calib_images,
@@ -165,12 +167,12 @@ class Course:
             graph = self._artifact(row) if row.verdict is Verdict.PASS else graph
         quantised: Artifact | None = None
         if "int8" in self._recipe.precisions:
-            for row in self._quantised(graph):
+            for row in self._quantised(graph) if self._dataset.calib.samples else self._uncalibrated():
                 yield row
                 quantised = self._artifact(row) if self._accurate(row) else None
         for runtime in runtimes:
             yield from self._builds(runtime, graph, quantised)
-            if "int8" in self._recipe.precisions:
+            if "int8" in self._recipe.precisions and self._dataset.calib.samples:
                 yield from self._own_int8(runtime, graph)
 
     def _builds(self, runtime: str, graph: Artifact, quantised: Artifact | None) -> Iterator[Row]:
@@ -198,6 +200,13 @@ class Course:
             yield row
             if self._accurate(row):
                 return
+
+    def _uncalibrated(self) -> Iterator[Row]:
+        reason = "there is no image to calibrate on: name some with --calib-data"
+        row = Row("int8", Verdict.UNKNOWN, reason, unmeasured={"artifact": "the step made none"})
+        self._progress.row(row.stage, row.verdict, row.reason)
+        self._rows += 1
+        yield row
 
     def _own_int8(self, runtime: str, graph: Artifact) -> Iterator[Row]:
         """Try the runtime's own quantiser, where it has one and that is installed."""
