@@ -1,13 +1,12 @@
 """Models broken on purpose: each must lose most of its accuracy, or the measurement is no gate."""
 
-import json
 from functools import cache
 
 import numpy as np
-import onnxruntime
 import pytest
 from PIL import Image
 
+from deimv2 import deimv2, runtime
 from shared_data import shared
 from vitesse.data.dataset import open_dataset
 from vitesse.data.split import Sample, Split
@@ -65,30 +64,15 @@ BROKEN_DETECTORS = [
 @cache
 def detector():
     """DEIMv2-Atto's outputs on a third of the COCO photos, run once: split, spec, outputs, results."""
-    folder = shared("coco_ccby")
-    names = [entry["name"] for entry in json.loads((folder / "annotations.json").read_text())["categories"]]
-    spec = ModelSpec(
-        Task.DETECTION,
-        Decode.POSTPROCESSED,
-        "images",
-        {"labels": "labels", "boxes": "boxes", "scores": "scores"},
-        Preprocessing((320, 320)),
-        size_input="orig_target_sizes",
-        labels=tuple(names),
-    )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    model = shared("deimv2") / "deimv2_hgnetv2_atto_coco.onnx"
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+    path, spec = deimv2()
+    run = runtime(path)
     recorded = []
 
     def predict(inputs):
-        recorded.append(dict(zip(names, session.run(None, dict(inputs)), strict=True)))
+        recorded.append(run(inputs))
         return recorded[-1]
 
-    split = open_dataset(folder, spec=spec, holdout=0).val.spread(18)
+    split = open_dataset(shared("coco_ccby"), spec=spec, holdout=0).val.spread(18)
     results = evaluate(predict, split, spec).results
     return split, spec, recorded, results
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from PIL import Image
 
+from deimv2 import deimv2, runtime
 from shared_data import shared
 from vitesse.data.dataset import open_dataset
 from vitesse.data.split import Sample, Split
@@ -17,31 +17,6 @@ from vitesse.spec import METADATA_KEY, Decode, ModelSpec, Preprocessing, Resize,
 from vitesse.verify.accuracy import against, evaluate, score
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "fashion"
-
-
-def runtime(path):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(None, dict(inputs)), strict=True))
-
-
-def deimv2():
-    labels = [
-        entry["name"]
-        for entry in json.loads((shared("coco_ccby") / "annotations.json").read_text())["categories"]
-    ]
-    return shared("deimv2") / "deimv2_hgnetv2_atto_coco.onnx", ModelSpec(
-        Task.DETECTION,
-        Decode.POSTPROCESSED,
-        "images",
-        {"labels": "labels", "boxes": "boxes", "scores": "scores"},
-        Preprocessing((320, 320)),
-        size_input="orig_target_sizes",
-        labels=tuple(labels),
-    )
 
 
 def fashion(name):
