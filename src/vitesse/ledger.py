@@ -57,7 +57,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Parity:
-    """Worst distance to the untouched model's outputs: largest absolute and relative difference, smallest cosine."""
+    """Worst distance to the untouched model's outputs: largest absolute and relative difference, smallest cosine.
+
+    Each is the worst over all outputs; `worst_output` is the one with the largest relative difference.
+    """
 
     max_abs: float
     cosine: float

@@ -139,7 +139,9 @@ def _details(row: Row) -> tuple[str, ...]:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in row.accuracy.details.items())
         found.append(f"{figures} on {row.accuracy.images:,} images")
     if row.parity is not None:
-        where = f" in {row.parity.worst_output}" if row.parity.worst_output else ""
+        where = (
+            f" ({row.parity.worst_output} is furthest off for its range)" if row.parity.worst_output else ""
+        )
         diverging = (
             f"; first diverging tensor {row.parity.first_diverging}" if row.parity.first_diverging else ""
         )
