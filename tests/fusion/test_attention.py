@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
+import fusing
 from vitesse.fusion.attention import ATTENTION_FUSIONS
 from vitesse.fusion.rules import apply
 
@@ -29,11 +29,7 @@ def parse(body: str, inputs: str, outputs: str = "float[b,n,e] y", opset: int = 
 
 def run(model: ir.Model, feeds: Feeds) -> np.ndarray[Any, Any]:
     """First output, computed by ONNX Runtime without its own optimiser."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-    return np.asarray(session.run(None, feeds)[0])
+    return fusing.run(ir.to_proto(model), feeds)[0]
 
 
 def fused(model: ir.Model) -> tuple[dict[str, int], str]:

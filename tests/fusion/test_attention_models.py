@@ -10,23 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
+from fusing import run
 from shared_data import shared
 from vitesse.fusion import clean_model, fuse_model
 
 torch = pytest.importorskip("torch", reason="exports need torch")
 B, N, M, E, H = 2, 7, 9, 24, 3
 F = torch.nn.functional
-
-
-def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    return [np.asarray(output) for output in session.run(None, feeds)]
 
 
 class Projected(torch.nn.Module):  # type: ignore[misc,name-defined]

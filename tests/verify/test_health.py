@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from vitesse.verify.health import HealthMeter, examine
+from vitesse.verify.health import Finding, HealthMeter
 
 RANDOM = np.random.default_rng(0)
+
+
+def examine(outputs: Iterable[dict[str, np.ndarray]]) -> tuple[Finding, ...]:
+    meter = HealthMeter()
+    for tensors in outputs:
+        meter.add(tensors)
+    return meter.findings()
 
 
 def _outputs(count: int = 16) -> list[dict[str, np.ndarray]]:

@@ -75,19 +75,6 @@ def throughput(
                 session.close()
 
 
-def best_throughput(
-    artifact: Artifact, feeds: Sequence[Tensors], *, seconds: float = 3.0, cores: int = 0
-) -> tuple[Throughput, ...]:
-    """Measure one thread per session and all threads in one session; the fastest comes first."""
-    cores = cores or usable_cores()
-    shapes = {(cores, 1), (1, cores)}
-    measured = [
-        throughput(artifact, feeds, sessions=sessions, threads=threads, seconds=seconds)
-        for sessions, threads in sorted(shapes, reverse=True)
-    ]
-    return tuple(sorted(measured, key=lambda one: -one.per_s))
-
-
 def _images_of(engine: Engine, feeds: Sequence[Tensors]) -> list[int]:
     first = engine.inputs[0].name
     return [one[first].shape[0] if one[first].ndim else 1 for one in feeds]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,14 +63,6 @@ class HealthMeter:
         """Return what is wrong so far, worst first; empty when nothing is."""
         found = [finding for name, seen in self._outputs.items() for finding in _judge(name, seen)]
         return tuple(sorted(found, key=lambda finding: not finding.fatal))
-
-
-def examine(outputs: Iterable[Tensors]) -> tuple[Finding, ...]:
-    """Return the findings over per-image outputs: name → array. Arrays are read once and not kept."""
-    meter = HealthMeter()
-    for tensors in outputs:
-        meter.add(tensors)
-    return meter.findings()
 
 
 def _watch(seen: _Seen, array: NDArray[np.float64], image: str) -> None:
