@@ -123,7 +123,9 @@ def rounded(value: Any) -> Any:
 def random_vit_b16(path: Path) -> Path:
     import torch
 
-    from vitesse.export.torch_onnx import export_module
+    from vitesse.export.torch_onnx import Network, trace
+    from vitesse.metadata import serialise
+    from vitesse.sources.source import ExportOptions
     from vitesse.sources.vit import ViT, ViTConfig
     from vitesse.spec import Decode, ModelSpec, Preprocessing, Task
 
@@ -131,7 +133,9 @@ def random_vit_b16(path: Path) -> Path:
     rules = Preprocessing((224, 224), mean=half, std=half)
     spec = ModelSpec(Task.CLASSIFICATION, Decode.LOGITS, "images", {"logits": "logits"}, rules)
     torch.manual_seed(0)
-    export_module(ViT(ViTConfig(224, 16, 768, 12, 12, 3072, 1000)), torch.zeros(2, 3, 224, 224), spec, path)
+    model, images = ViT(ViTConfig(224, 16, 768, 12, 12, 3072, 1000)), {"images": torch.zeros(2, 3, 224, 224)}
+    network = Network(model, images, ("logits",), spec, {"images": {0: "batch"}})
+    path.write_bytes(serialise(trace(network, ExportOptions()), spec))
     return path
 
 

@@ -22,8 +22,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from vitesse.export.torch_onnx import export_module
+from vitesse.export.torch_onnx import Network, trace
+from vitesse.metadata import serialise
 from vitesse.sources import detr, vit
+from vitesse.sources.source import ExportOptions
 from vitesse.spec import Decode, ModelSpec, Preprocessing, Resize, Task
 
 HERE = Path(__file__).resolve().parent
@@ -86,7 +88,9 @@ def make_vit(source: Path, out: Path) -> None:
 
 def export(model: nn.Module, example: torch.Tensor, spec: ModelSpec, path: Path) -> None:
     """Export as FP32 opset 18 and store the large weights as FP16."""
-    export_module(model, example, spec, path)
+    axes = {"images": {0: "batch"}}
+    network = Network(model, {"images": example}, tuple(spec.outputs.values()), spec, axes)
+    path.write_bytes(serialise(trace(network, ExportOptions()), spec))
     graph = ir.load(path)
     store_weights_as_fp16(graph)
     ir.save(graph, path)

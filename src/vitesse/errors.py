@@ -76,7 +76,10 @@ def missing_extra(error: ImportError) -> MissingExtra:
 _EXTRAS = {
     "optimize": {"jinja2", "onnx_ir", "onnxscript", "psutil", "pycocotools", "rich", "sympy"},
     "openvino": {"openvino"},
-    "torch": {"torch"},
+    "torch": {"torch", "safetensors"},
+    "huggingface": {"transformers"},
+    "timm": {"timm", "torchvision"},
+    "jax": {"flax", "jax", "jax2onnx"},
 }
 
 

@@ -32,6 +32,8 @@ class Resize(StrEnum):
     LETTERBOX = (
         "letterbox"  # aspect kept, longest side fits; padded right and below with zeros after normalising
     )
+    SHORTEST = "shortest"  # aspect kept: shortest side to min(size), longest at most max(size); the tensor is as large
+    # as the largest image of the batch, padded right and below with zeros after normalising
     NONE = "none"  # the image must already have the size
 
 
@@ -80,6 +82,8 @@ class ModelSpec:
         preprocessing: pixels → tensor.
         size_input: graph input taking the original image size as int64 (N, 2), if there is one.
         size_order: "wh" or "hw", the order inside `size_input`.
+        valid_size_input: graph input taking the (height, width) that the image covers of the tensor, int64
+            (N, 2); the rest is padding, which the graph masks. Boxes in 0..1 are then relative to the image.
         labels: class names by index; may be empty when unknown.
         top_k: detections kept per image by `detr_sigmoid`.
         published: accuracy published for the model, metric → value in 0..1.
@@ -92,6 +96,7 @@ class ModelSpec:
     preprocessing: Preprocessing
     size_input: str | None = None
     size_order: str = "wh"
+    valid_size_input: str | None = None
     labels: tuple[str, ...] = ()
     top_k: int = 300
     published: Mapping[str, float] = field(default_factory=dict)

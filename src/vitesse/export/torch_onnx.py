@@ -1,44 +1,100 @@
-"""A torch module → one clean ONNX file that carries its spec."""
+"""A torch module → one clean ONNX graph, and the module's own answer to compare it with."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vitesse.metadata import serialise
+from vitesse.backends.protocol import Tensors
+from vitesse.errors import UsageError
+from vitesse.sources.source import AXES, Exported, ExportOptions
 from vitesse.spec import ModelSpec
-from vitesse.storage import write_atomically
 
 MODULE_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def export_module(
-    model: nn.Module, example: torch.Tensor, spec: ModelSpec, path: Path, *, opset: int = 18
-) -> None:
-    """Export `model` with a dynamic batch axis and write it, with its spec, to `path`.
+@dataclass(frozen=True)
+class Network:
+    """A torch module ready to be exported.
 
     Args:
-        model: takes one image tensor and returns the outputs in the order of `spec.outputs`.
-        example: image tensor (batch, 3, H, W) with batch ≥ 2, so that the tracer does not specialise batch 1.
-        opset: ONNX operator set, at least 17 (LayerNormalization is one node from there on).
+        module: takes `inputs` in their order and returns one tensor, or a tuple in the order of `outputs`.
+        inputs: graph input name → example. The image is float32 (batch, 3, H, W) with batch ≥ 2, so that the
+            tracer does not specialise batch 1, and H ≠ W where they are dynamic.
+        outputs: graph output names.
+        axes: graph input name → {axis: name of the dimension}, for every axis that may be left open.
+        stride: dynamic height and width must be multiples of it, pixels.
     """
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    spec: ModelSpec
+    axes: Mapping[str, Mapping[int, str]]
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class TorchSource:
+    """A source that is a torch module; `build` makes it as the options ask. See `sources.source.Source`.
+
+    `axes`: which of batch, height and width the model can leave open.
+    """
+
+    title: str
+    identity: str
+    build: Callable[[ExportOptions], Network]
+    axes: frozenset[str] = frozenset({"batch"})
+
+    def export(self, options: ExportOptions) -> Exported:
+        """Trace with torch.export and translate to ONNX."""
+        impossible = sorted(options.dynamic - self.axes)
+        if impossible:
+            able = ", ".join(axis for axis in AXES if axis in self.axes) or "none"
+            raise UsageError(
+                f"--dynamic {','.join(impossible)}: {self.title} cannot leave that open",
+                expected=f"of: {able}",
+            )
+        network = self.build(options)
+        network.module.eval()
+        reference = partial(answer, network)
+        return Exported(trace(network, options), network.spec, reference, options.dynamic, network.stride)
+
+
+def trace(network: Network, options: ExportOptions) -> onnx.ModelProto:
+    """Export the network; dimensions not in `options.dynamic` are fixed at the example's."""
+    shapes = {
+        name: {axis: title for axis, title in network.axes.get(name, {}).items() if title in options.dynamic}
+        for name in network.inputs
+    }
     program = torch.onnx.export(
-        model.eval(),
-        (example,),
+        network.module.eval(),
+        tuple(network.inputs.values()),
         dynamo=True,
-        opset_version=opset,
-        input_names=[spec.image_input],
-        output_names=list(spec.outputs.values()),
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        opset_version=options.opset,
+        input_names=list(network.inputs),
+        output_names=list(network.outputs),
+        dynamic_shapes=tuple(shapes.values()),
         verbose=False,
     )
     assert program is not None  # torch returns None only for the old exporter
     exported: onnx.ModelProto = program.model_proto
     _drop_trace(exported)
-    write_atomically(path, serialise(exported, spec))
+    return exported
+
+
+def answer(network: Network, feeds: Tensors) -> Tensors:
+    """Run the module itself on feeds by input name; returns float32 arrays by output name."""
+    with torch.no_grad():
+        given = network.module(*(torch.from_numpy(np.array(feeds[name])) for name in network.inputs))
+    tensors = given if isinstance(given, tuple) else (given,)
+    return {name: tensor.numpy() for name, tensor in zip(network.outputs, tensors, strict=True)}
 
 
 def _drop_trace(model: onnx.ModelProto) -> None:
