@@ -75,3 +75,18 @@ def test_crop_of_a_square_scales_the_shortest_side_as_imagenet_does(size):
     placed = place(size, Preprocessing((224, 224), resize=Resize.CROP, crop_ratio=0.875))
     assert min(placed.resized) == 256
     assert max(placed.resized) == int(256 * max(size) / min(size))
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((480, 640), (800, 1066)),  # the usual photo of COCO
+        ((640, 480), (1066, 800)),
+        ((427, 640), (800, 1199)),
+        ((300, 1000), (400, 1333)),  # the longest side decides
+        ((1000, 300), (1333, 400)),
+        ((500, 500), (800, 800)),
+    ],
+)
+def test_shortest_side_resizing_gives_the_sizes_of_detrs_evaluation(size, resized):
+    assert place(size, Preprocessing((800, 1333), resize=Resize.SHORTEST)).resized == resized

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -213,3 +215,18 @@ def test_class_count_is_read_from_the_logits():
     assert class_count(outputs, detector(Decode.DETR_SIGMOID)) == 11
     assert class_count({}, detector(Decode.POSTPROCESSED)) is None
     assert class_count({}, detector(Decode.POSTPROCESSED, "abc")) == 3
+
+
+def test_boxes_of_a_model_that_masks_padding_are_relative_to_the_image_alone():
+    letterboxed = detector(Decode.DETR_SIGMOID, size=(100, 200), resize=Resize.LETTERBOX)
+    masked = replace(letterboxed, valid_size_input="valid")
+    raw = {"logits": np.array([[[5.0]]]), "boxes": np.array([[[0.5, 0.5, 1.0, 1.0]]])}
+    # 50×50 becomes 100×100 at the left of a tensor of 100×200
+    assert decode(raw, masked, [(50, 50)])[0].boxes_xyxy.tolist() == [[0, 0, 50, 50]]
+    assert decode(raw, letterboxed, [(50, 50)])[0].boxes_xyxy.tolist() == [[0, 0, 100, 50]]
+
+
+def test_boxes_of_an_image_of_its_own_size_fill_it():
+    spec = detector(Decode.DETR_SIGMOID, size=(80, 133), resize=Resize.SHORTEST)
+    raw = {"logits": np.array([[[5.0]]]), "boxes": np.array([[[0.5, 0.5, 1.0, 1.0]]])}
+    np.testing.assert_allclose(decode(raw, spec, [(300, 1000)])[0].boxes_xyxy, [[0, 0, 1000, 300]], rtol=1e-6)

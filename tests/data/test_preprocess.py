@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,3 +149,26 @@ def test_256_pixel_image_is_prepared_in_under_a_millisecond():
         prepare(image, spec)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 1e-3
+
+
+def test_images_of_unlike_sizes_are_padded_to_the_largest_and_their_sizes_told():
+    spec = replace(
+        spec_with((20, 40), mean=(0.5, 0.5, 0.5), resize=Resize.SHORTEST), valid_size_input="valid"
+    )
+    wide, tall = np.full((10, 15, 3), 255, np.uint8), np.full((20, 10, 3), 255, np.uint8)
+    given = feeds([wide, tall], spec)
+    assert given["valid"].tolist() == [[20, 30], [40, 20]]
+    images = given[spec.image_input]
+    assert images.shape == (2, 3, 40, 30)
+    assert (images[0, :, :20] == images[0, 0, 0, 0]).all()
+    assert not images[0, :, 20:].any()
+    assert not images[1, :, :, 20:].any()
+    assert feeds([wide], spec)[spec.image_input].shape == (1, 3, 20, 30)
+    assert prepare(tall, spec).shape == (3, 40, 20)
+
+
+def test_images_of_unlike_sizes_are_refused_where_nothing_masks_the_padding():
+    spec = spec_with((20, 40), resize=Resize.SHORTEST)
+    images = [np.zeros((10, 15, 3), np.uint8), np.zeros((20, 10, 3), np.uint8)]
+    with pytest.raises(DataError, match="would take padding for image"):
+        feeds(images, spec)

@@ -48,6 +48,10 @@ class Placement:
     left: int = 0
     top: int = 0
 
+    def covers(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (height, width) of the part of a tensor of `size` that the image covers, from its left top corner."""
+        return min(size[0], self.resized[0] + self.top), min(size[1], self.resized[1] + self.left)
+
     def to_original(self, boxes_xyxy: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Map (n, 4) boxes from pixels of the tensor to pixels of the original image; nothing is clipped."""
         return ((boxes_xyxy - self._offset()) * self._factor(1)).astype(np.float32)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitesse.data.boxes import cxcywh_to_xyxy
-from vitesse.data.preprocess import boxes_in_input_pixels, place
+from vitesse.data.boxes import Placement, cxcywh_to_xyxy
+from vitesse.data.preprocess import boxes_in_input_pixels, place, tensor_size
 from vitesse.data.results import Classification, Detections, Result
 from vitesse.errors import SpecError
 from vitesse.spec import Decode, ModelSpec
@@ -118,14 +118,22 @@ def _detections(
     order = order[np.isfinite(boxes[order]).all(axis=1) & (labels[order] >= 0)]
     boxes, scores, labels = boxes[order], scores[order], labels[order]
     _check_labels(labels, spec)
+    placed = place(size, spec.preprocessing)
     in_input_pixels = spec.decode is not Decode.POSTPROCESSED or boxes_in_input_pixels(spec)
     if spec.decode is not Decode.POSTPROCESSED:
-        height, width = spec.preprocessing.size
+        height, width = _unit(placed, spec)
         boxes = boxes * np.array((width, height, width, height), np.float32)
     if in_input_pixels:
-        boxes = place(size, spec.preprocessing).to_original(boxes)
+        boxes = placed.to_original(boxes)
     names = tuple(spec.label(index) for index in labels.tolist())
     return Detections(boxes, scores, labels, names)
+
+
+def _unit(placed: Placement, spec: ModelSpec) -> tuple[int, int]:
+    """What boxes of 0..1 are relative to, (height, width) in pixels: the image alone where the model masks padding."""
+    if spec.valid_size_input is None:
+        return tensor_size([placed], spec.preprocessing)
+    return placed.resized
 
 
 def _softmax(logits: NDArray[Any]) -> Floats:

@@ -30,33 +30,61 @@ def prepare(image: Pixels, spec: ModelSpec, name: str = "") -> NDArray[np.float3
         DataError: the spec forbids resizing and the size is wrong, or the shape is too extreme to be cropped.
         SpecError: the spec's filter, layout, colour order or std is not one that exists.
     """
-    tensor = np.zeros(_shape(spec.preprocessing), np.float32)
-    _fill(tensor, image, spec.preprocessing, name)
+    rules = spec.preprocessing
+    placed = place((image.shape[0], image.shape[1]), rules, name)
+    tensor = np.zeros(_shape(rules, tensor_size([placed], rules)), np.float32)
+    _fill(tensor, image, rules, placed)
     return tensor
 
 
 def feeds(
     images: Sequence[Pixels], spec: ModelSpec, names: Sequence[str] = ()
 ) -> dict[str, NDArray[np.generic]]:
-    """Return a batch of model inputs: images float32 (N, …) and, where the spec has one, sizes int64 (N, 2).
+    """Return a batch of model inputs: images float32 (N, …) and, where the spec has them, sizes int64 (N, 2).
 
-    The sizes are those of the original images; where the spec letterboxes or crops they are the tensor's own
-    size, because a graph can only scale boxes by them, and `decode` maps those boxes back.
+    The sizes of `size_input` are those of the original images; where the spec letterboxes or crops they are the
+    tensor's own size, because a graph can only scale boxes by them, and `decode` maps those boxes back. Those of
+    `valid_size_input` are (height, width) of what each image covers of the tensor.
 
     Raises:
-        DataError, SpecError: as `prepare`.
+        DataError, SpecError: as `prepare`; images of unlike sizes for a model that does not mask padding.
     """
     rules = spec.preprocessing
-    batch = np.zeros((len(images), *_shape(rules)), np.float32)
-    for index, image in enumerate(images):
-        _fill(batch[index], image, rules, names[index] if names else f"image {index} of the batch")
+    placements = [
+        place(
+            (image.shape[0], image.shape[1]), rules, names[index] if names else f"image {index} of the batch"
+        )
+        for index, image in enumerate(images)
+    ]
+    size = tensor_size(placements, rules)
+    batch = np.zeros((len(images), *_shape(rules, size)), np.float32)
+    for tensor, image, placed in zip(batch, images, placements, strict=True):
+        _fill(tensor, image, rules, placed)
     inputs: dict[str, NDArray[np.generic]] = {spec.image_input: batch}
+    if spec.valid_size_input is not None:
+        covered = [placed.covers(size) for placed in placements]
+        inputs[spec.valid_size_input] = np.array(covered, np.int64).reshape(-1, 2)
+    elif rules.resize is Resize.SHORTEST and any(placed.resized != size for placed in placements):
+        sizes = [placed.resized for placed in placements]
+        raise DataError(
+            f"images of {sizes[0]} and other (height, width) in one batch",
+            expected="images of one size: the model has no padding mask, and would take padding for image",
+            fix="run them one by one, or export the model with --dynamic batch,height,width where it has a mask",
+        )
     if spec.size_input is not None:
         scaled = boxes_in_input_pixels(spec)
-        sizes = [rules.size if scaled else image.shape[:2] for image in images]
+        sizes = [size if scaled else image.shape[:2] for image in images]
         pairs = np.array(sizes, np.int64).reshape(-1, 2)
         inputs[spec.size_input] = pairs[:, ::-1].copy() if spec.size_order == "wh" else pairs
     return inputs
+
+
+def tensor_size(placements: Sequence[Placement], rules: Preprocessing) -> tuple[int, int]:
+    """Return (height, width) of the tensor that takes these images: the spec's, or the largest image's (SHORTEST)."""
+    if rules.resize is not Resize.SHORTEST or not placements:
+        return rules.size
+    heights, widths = zip(*(placed.resized for placed in placements), strict=True)
+    return max(heights), max(widths)
 
 
 def boxes_in_input_pixels(spec: ModelSpec) -> bool:
@@ -64,14 +92,16 @@ def boxes_in_input_pixels(spec: ModelSpec) -> bool:
 
     It does when nobody tells it the original size, and when padding or cropping makes that size useless.
     """
-    return spec.size_input is None or spec.preprocessing.resize in {Resize.LETTERBOX, Resize.CROP}
+    padded = {Resize.LETTERBOX, Resize.CROP, Resize.SHORTEST}
+    return spec.size_input is None or spec.preprocessing.resize in padded
 
 
 def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placement:
     """Return where an image of `size` (height, width) comes to lie in the input tensor.
 
     CROP scales until the image covers size / crop_ratio, rounded down as timm and torchvision do, and takes
-    the centre; LETTERBOX scales until it fits and leaves the rest at the right and below empty.
+    the centre; LETTERBOX scales until it fits and leaves the rest at the right and below empty; SHORTEST makes the
+    shortest side min(size), or the longest max(size) where that is smaller, and rounds down as DETR does.
 
     Raises:
         DataError: the spec forbids resizing and the size is wrong, or cropping would first make a huge image.
@@ -91,6 +121,8 @@ def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placem
             min(target_width, max(1, round(width * ratio))),
         )
         return Placement(size, fitted)
+    if rules.resize is Resize.SHORTEST:
+        return Placement(size, _shortest(size, rules))
     cover_height, cover_width = (
         floor(target_height / rules.crop_ratio),
         floor(target_width / rules.crop_ratio),
@@ -111,15 +143,26 @@ def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placem
     return Placement(size, resized, left=-left, top=-top)
 
 
-def _fill(tensor: NDArray[np.float32], image: Pixels, rules: Preprocessing, name: str) -> None:
+def _shortest(size: tuple[int, int], rules: Preprocessing) -> tuple[int, int]:
+    """Size of an image resized by its shortest side, as DETR's evaluation does it (datasets/transforms.py)."""
+    height, width = size
+    short, long = min(size), max(size)
+    wanted, limit = min(rules.size), max(rules.size)
+    if long / short * wanted > limit:
+        wanted = max(1, round(limit * short / long))
+    if height <= width:
+        return wanted, max(1, int(wanted * width / height))
+    return max(1, int(wanted * height / width)), wanted
+
+
+def _fill(tensor: NDArray[np.float32], image: Pixels, rules: Preprocessing, placed: Placement) -> None:
     """Write the normalised image into `tensor`; what it does not cover stays as it was."""
-    height, width = image.shape[:2]
-    placed = place((height, width), rules, name)
-    if placed.resized != (height, width):
+    if placed.resized != image.shape[:2]:
         size = (placed.resized[1], placed.resized[0])
         image = np.asarray(Image.fromarray(image).resize(size, _filter(rules.resample)))
     top, left = -placed.top, -placed.left
-    image = image[top : top + rules.size[0], left : left + rules.size[1]]
+    height, width = tensor.shape[1:] if rules.layout == "NCHW" else tensor.shape[:2]
+    image = image[top : top + height, left : left + width]
     rows, columns = image.shape[:2]
     divisor, mean, std = _normalisation(rules)
     for channel in range(3):
@@ -142,8 +185,8 @@ def _normalisation(rules: Preprocessing) -> tuple[np.float32, NDArray[np.float32
 
 
 @lru_cache(maxsize=64)
-def _shape(rules: Preprocessing) -> tuple[int, int, int]:
-    height, width = rules.size
+def _shape(rules: Preprocessing, size: tuple[int, int]) -> tuple[int, int, int]:
+    height, width = size
     if rules.color not in {"RGB", "BGR"}:
         raise SpecError(f"the spec's color is {rules.color!r}", expected="'RGB' or 'BGR'")
     if min(rules.size) < 1 or not 0 < rules.crop_ratio <= 1:

@@ -55,7 +55,10 @@ def check_spec_against(model: onnx.ModelProto, spec: ModelSpec) -> None:
     _check_image(_named(inputs, spec.image_input, "image_input", model), spec)
     if spec.size_input is not None:
         _check_dtype(_named(inputs, spec.size_input, "size_input", model), frozenset({"int64"}), "size_input")
-    unfed = sorted(set(inputs) - {spec.image_input, spec.size_input})
+    if spec.valid_size_input is not None:
+        valid = _named(inputs, spec.valid_size_input, "valid_size_input", model)
+        _check_dtype(valid, frozenset({"int64"}), "valid_size_input")
+    unfed = sorted(set(inputs) - {spec.image_input, spec.size_input, spec.valid_size_input})
     if unfed:
         wanted = ", ".join(f"`{name}` {describe(inputs[name])}" for name in unfed)
         raise SpecError(
