@@ -29,6 +29,7 @@ class Resize(StrEnum):
 
     STRETCH = "stretch"  # straight to (height, width), aspect not kept
     CROP = "crop"  # shortest side to height / crop_ratio, then the centre crop
+    SQUASH = "squash"  # straight to size / crop_ratio, aspect not kept, then the centre crop
     LETTERBOX = (
         "letterbox"  # aspect kept, longest side fits; padded right and below with zeros after normalising
     )

@@ -32,7 +32,7 @@ def test_conversions_are_undone_by_their_inverse_and_keep_float32(boxes):
     boxes=BOXES,
     size=st.tuples(SIDES, SIDES),
     target=st.tuples(SIDES, SIDES),
-    mode=st.sampled_from([Resize.STRETCH, Resize.LETTERBOX, Resize.CROP]),
+    mode=st.sampled_from([Resize.STRETCH, Resize.LETTERBOX, Resize.CROP, Resize.SQUASH]),
 )
 def test_boxes_come_back_from_the_tensor_where_they_were(boxes, size, target, mode):
     rules = Preprocessing(target, resize=mode, crop_ratio=0.875)
@@ -75,6 +75,11 @@ def test_crop_of_a_square_scales_the_shortest_side_as_imagenet_does(size):
     placed = place(size, Preprocessing((224, 224), resize=Resize.CROP, crop_ratio=0.875))
     assert min(placed.resized) == 256
     assert max(placed.resized) == int(256 * max(size) / min(size))
+
+
+def test_squash_takes_the_centre_of_an_image_stretched_to_the_covering_square():
+    placed = place((480, 640), Preprocessing((224, 224), resize=Resize.SQUASH, crop_ratio=0.875))
+    assert (placed.resized, placed.left, placed.top) == ((256, 256), -16, -16)
 
 
 @pytest.mark.parametrize(

@@ -92,16 +92,17 @@ def boxes_in_input_pixels(spec: ModelSpec) -> bool:
 
     It does when nobody tells it the original size, and when padding or cropping makes that size useless.
     """
-    padded = {Resize.LETTERBOX, Resize.CROP, Resize.SHORTEST}
+    padded = {Resize.LETTERBOX, Resize.CROP, Resize.SQUASH, Resize.SHORTEST}
     return spec.size_input is None or spec.preprocessing.resize in padded
 
 
 def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placement:
     """Return where an image of `size` (height, width) comes to lie in the input tensor.
 
-    CROP scales until the image covers size / crop_ratio, rounded down as timm and torchvision do, and takes
-    the centre; LETTERBOX scales until it fits and leaves the rest at the right and below empty; SHORTEST makes the
-    shortest side min(size), or the longest max(size) where that is smaller, and rounds down as DETR does.
+    CROP scales until the image covers size / crop_ratio, rounded down as timm and torchvision do, and takes the
+    centre; SQUASH does so without keeping the aspect; LETTERBOX scales until it fits and leaves the rest at the
+    right and below empty; SHORTEST makes the shortest side min(size), or the longest max(size) where that is
+    smaller, and rounds down as DETR does.
 
     Raises:
         DataError: the spec forbids resizing and the size is wrong, or cropping would first make a huge image.
@@ -127,7 +128,9 @@ def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placem
         floor(target_height / rules.crop_ratio),
         floor(target_width / rules.crop_ratio),
     )
-    if cover_height * width <= cover_width * height:  # the width decides
+    if rules.resize is Resize.SQUASH:
+        resized = (cover_height, cover_width)
+    elif cover_height * width <= cover_width * height:  # the width decides
         resized = (int(cover_width * height / width), cover_width)
     else:
         resized = (cover_height, int(cover_height * width / height))
