@@ -1,15 +1,18 @@
 """Einsum of two operands that is a matrix product in another layout → Transpose and MatMul.
 
-JAX exports write attention as `bqhd,bkhd->bhqk` and `bhqk,bkhd->bqhd`; runtimes run Einsum by transposing at
-every call, and no attention pattern reaches through it.
+JAX exports write attention as `bqhd,bkhd->bhqk` and `bhqk,bkhd->bqhd`, flax with `...` for the batch; runtimes run
+Einsum by transposing at every call, and no attention pattern reaches through it.
 """
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
+
+_ELLIPSIS = "..."
 
 
 class EinsumAsMatMul(RewriteRuleClassBase):
@@ -19,17 +22,28 @@ class EinsumAsMatMul(RewriteRuleClassBase):
         """Any Einsum of two operands."""
         return op.Einsum(left, right, _outputs=["product"])
 
-    def check(self, context: Any, product: ir.Value, **_: Any) -> MatchResult:
+    def check(
+        self, context: Any, left: ir.Value, right: ir.Value, product: ir.Value, **_: Any
+    ) -> MatchResult:
         """Say why the equation is no matrix product."""
         node = product.producer()
         assert node is not None
         equation = node.attributes["equation"].as_string().replace(" ", "")
         operands, arrow, result = equation.partition("->")
         first, _comma, second = operands.partition(",")
-        terms = (first, second, result)
         fails = MatchResult()
-        if not arrow or not all(term.isalpha() and len(set(term)) == len(term) for term in terms):
-            return fails.fail(f"Einsum {equation!r} repeats letters, has an ellipsis or no explicit result")
+        if not arrow:
+            return fails.fail(f"Einsum {equation!r} has no explicit result")
+        if _ELLIPSIS in equation:
+            spelled = _spelled_out((first, second, result), left, right)
+            if spelled is None:
+                return fails.fail(
+                    f"the ellipsis of Einsum {equation!r} does not stand for the same axes in both operands"
+                )
+            first, second, result = spelled
+        terms = (first, second, result)
+        if not all(term.isalpha() and len(set(term)) == len(term) for term in terms):
+            return fails.fail(f"Einsum {equation!r} repeats letters")
         batch = [letter for letter in result if letter in first and letter in second]
         summed = [letter for letter in first if letter in second and letter not in result]
         rows = [letter for letter in first if letter not in second]
@@ -48,6 +62,21 @@ class EinsumAsMatMul(RewriteRuleClassBase):
         for_left, for_right, for_result = self._perms
         product = op.MatMul(_transposed(op, left, for_left), _transposed(op, right, for_right))
         return _transposed(op, product, for_result)
+
+
+def _spelled_out(terms: tuple[str, str, str], left: ir.Value, right: ir.Value) -> tuple[str, str, str] | None:
+    """Letters in place of the ellipsis; None unless it stands for equally many axes in all three terms."""
+    hidden = set()
+    for term, operand in zip(terms, (left, right), strict=False):
+        if term.count(_ELLIPSIS) != 1 or operand.shape is None:
+            return None
+        hidden.add(operand.shape.rank() - len(term.replace(_ELLIPSIS, "")))
+    unused = [letter for letter in string.ascii_letters if letter not in "".join(terms)]
+    count = hidden.pop()
+    if hidden or not 0 <= count <= len(unused) or terms[2].count(_ELLIPSIS) != 1:
+        return None
+    first, second, result = (term.replace(_ELLIPSIS, "".join(unused[:count])) for term in terms)
+    return first, second, result
 
 
 def _transposed(op: Any, value: ir.Value, perm: list[int]) -> ir.Value:
