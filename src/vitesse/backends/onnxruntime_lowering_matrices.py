@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from vitesse.fusion.attention_selected import BINARY, ELEMENTWISE
 from vitesse.fusion.rules import constant
+from vitesse.scopes import inherited
 
 # An Add of a bias costs more than two Reshapes at the shapes in docs/onnxruntime_lowering.md.
 _RESHAPES_PER_GEMM = 2
@@ -169,7 +170,8 @@ class _Flattening:
         self.graph.remove(list(self.group), safe=False)
 
     def _emit(self, op_type: str, inputs: Sequence[ir.Value | None], *attributes: ir.Attr) -> ir.Value:
-        node = ir.Node("", op_type, inputs, attributes, num_outputs=1)
+        notes = inherited(self.anchor.name or "", self.anchor.metadata_props)
+        node = ir.Node("", op_type, inputs, attributes, num_outputs=1, metadata_props=notes)
         self.graph.insert_before(self.anchor, node)
         return node.outputs[0]
 
@@ -249,7 +251,8 @@ class _Flattening:
         shape = self._constant(np.array(rows.unflattened(), np.int64), f"{old.name}_axes")
         made = matrix.producer()
         assert made is not None
-        reshape = ir.Node("", "Reshape", [matrix, shape], num_outputs=1)
+        notes = inherited(node.name or "", node.metadata_props)
+        reshape = ir.Node("", "Reshape", [matrix, shape], num_outputs=1, metadata_props=notes)
         self.graph.insert_after(made, reshape)
         new, name = reshape.outputs[0], old.name
         new.shape, new.type = old.shape, old.type

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from vitesse.backends.protocol import Tensors
-from vitesse.errors import UsageError
+from vitesse.errors import ModelError, UsageError
+from vitesse.scopes import MODULE_SCOPES
 from vitesse.sources.source import AXES, Exported, ExportOptions
 from vitesse.spec import ModelSpec
-
-MODULE_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -68,25 +70,62 @@ class TorchSource:
 
 
 def trace(network: Network, options: ExportOptions) -> onnx.ModelProto:
-    """Export the network; dimensions not in `options.dynamic` are fixed at the example's."""
+    """Export the network; dimensions not in `options.dynamic` are fixed at the example's, a fixed batch at 1.
+
+    Raises:
+        ModelError: torch cannot trace or translate the module.
+    """
     shapes = {
         name: {axis: title for axis, title in network.axes.get(name, {}).items() if title in options.dynamic}
         for name in network.inputs
     }
-    program = torch.onnx.export(
-        network.module.eval(),
-        tuple(network.inputs.values()),
-        dynamo=True,
-        opset_version=options.opset,
-        input_names=list(network.inputs),
-        output_names=list(network.outputs),
-        dynamic_shapes=tuple(shapes.values()),
-        verbose=False,
-    )
+    batched = "batch" in options.dynamic
+    try:
+        with _without_chatter():
+            program = torch.onnx.export(
+                network.module.eval(),
+                tuple(example if batched else example[:1] for example in network.inputs.values()),
+                dynamo=True,
+                opset_version=options.opset,
+                input_names=list(network.inputs),
+                output_names=list(network.outputs),
+                dynamic_shapes=tuple(shapes.values()),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise _failed(error, options) from error
     assert program is not None  # torch returns None only for the old exporter
     exported: onnx.ModelProto = program.model_proto
     _drop_trace(exported)
     return exported
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Silence what torch says about its own internals: deprecations, and operators of packages that are not here."""
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registry.level
+    registry.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        registry.setLevel(level)
+
+
+def _failed(error: Exception, options: ExportOptions) -> ModelError:
+    """Name the innermost reason; the exporter wraps it in pages of advice to its own developers."""
+    inner: BaseException = error
+    while inner.__cause__ is not None:
+        inner = inner.__cause__
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return ModelError(
+        f"torch {torch.__version__} cannot export the model: {type(inner).__name__}: {lines[0] if lines else ''}",
+        expected=f"a model that torch.export can trace at opset {options.opset}",
+        cause="control flow that depends on values, or an operator without an ONNX form",
+        fix="try another --opset, or --dynamic none; a newer torch exports more",
+    )
 
 
 def answer(network: Network, feeds: Tensors) -> Tensors:

@@ -16,6 +16,7 @@ from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 
 from vitesse.fusion.attention_scores import dim
 from vitesse.fusion.rules import constant
+from vitesse.scopes import inherited
 
 # Operators that give every number its result from that number alone, whatever its position.
 ELEMENTWISE = frozenset(
@@ -145,6 +146,7 @@ class SelectedToken(RewriteRuleClassBase):
             all_tokens = part.node.outputs[0]
             made = getattr(op, part.node.op_type)(*inputs, **part.node.attributes)
             made.shape, made.type = _narrowed(all_tokens.shape), all_tokens.type
+            made.producer().metadata_props.update(inherited(part.node.name or "", part.node.metadata_props))
             one[all_tokens] = made
         return one[x] if self._keeps_axis else op.Squeeze(one[x], op.Constant(value_ints=[_TOKENS]))
 

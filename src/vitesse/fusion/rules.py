@@ -17,6 +17,7 @@ from onnxscript.rewriter.pattern import OrValue, RewriteRuleClassBase
 
 from vitesse.errors import ModelError
 from vitesse.fusion.opset import raise_opset
+from vitesse.scopes import MODULE_SCOPES, common_path, path_of, scopes_note
 
 # What the matcher says when the whole pattern is there but a value inside it is also read elsewhere.
 _USED_ELSEWHERE = "Matched nodes have other uses preventing replacement."
@@ -76,7 +77,35 @@ class Fusion:
 
     def rule_sets(self) -> tuple[RewriteRuleSet, ...]:
         """One set per rule, holding its commuted forms."""
-        return tuple(RewriteRuleSet([rule], commute=self.commute) for rule in self.rules)
+        forms = (rule.commute() if self.commute else [rule] for rule in self.rules)
+        return tuple(RewriteRuleSet([_ScopedRule.of(form) for form in each]) for each in forms)
+
+
+class _ScopedRule(RewriteRule):
+    """A rule whose new nodes belong to the module that all nodes they replace belong to."""
+
+    @classmethod
+    def of(cls, rule: RewriteRule) -> _ScopedRule:
+        """Return the same rule; its parts are shared."""
+        scoped = cls.__new__(cls)
+        scoped.__dict__.update(rule.__dict__)
+        return scoped
+
+    def try_rewrite(self, *args: Any, **options: Any) -> Any:
+        """Called by the rewriter for every node; a scope that the rewrite itself wrote stays."""
+        made = super().try_rewrite(*args, **options)
+        if made is not None:
+            replaced = sorted(made.match.nodes, key=lambda node: _writes(node, made.match.outputs))
+            path = common_path([path_of(node.name or "", node.metadata_props) for node in replaced])
+            if path is not None:
+                note = scopes_note(path, replaced[-1].name or replaced[-1].op_type)
+                for node in made.new_nodes:
+                    node.metadata_props.setdefault(MODULE_SCOPES, note)
+        return made
+
+
+def _writes(node: ir.Node, values: Sequence[ir.Value]) -> bool:
+    return any(output in values for output in node.outputs)
 
 
 @dataclass
