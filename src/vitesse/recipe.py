@@ -26,6 +26,30 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class SourceOptions:
+    """How a model that is not ONNX yet becomes it; see `sources.source.ExportOptions`.
+
+    Args:
+        weights: a file to take instead of downloading a published model's.
+        dynamic: which of batch, height and width stay open; empty = none.
+        size: image (height, width) in pixels; empty = the model's own.
+        settings: what the weights do not show, such as DETR's number of attention heads.
+    """
+
+    weights: str | None = None
+    opset: int = 18
+    dynamic: tuple[str, ...] = ("batch",)
+    size: tuple[int, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.size and (len(self.size) != 2 or min(self.size) < 1):
+            raise UsageError(
+                f"source.size = {list(self.size)}", expected="height and width in pixels, as 800x1333"
+            )
+
+
+@dataclass(frozen=True)
 class Int8Options:
     """How activations are calibrated and weights stored.
 
@@ -64,6 +88,7 @@ class Recipe:
         max_drop: accuracy budget in points of AP or top-1 (0.5 = half a point).
         latency_budget_ms: the latency the user needs, milliseconds at batch 1; None = no bound.
         precisions: subset of `fp32`, `int8`.
+        lower: operators to rewrite into simpler ones, by the names of `lowering.REWRITES`.
     """
 
     target: str = "cpu"
@@ -72,6 +97,8 @@ class Recipe:
     precisions: tuple[str, ...] = PRECISIONS
     preset: str | None = None
     spec: str | None = None
+    lower: tuple[str, ...] = ()
+    source: SourceOptions = field(default_factory=SourceOptions)
     data: DataOptions = field(default_factory=DataOptions)
     int8: Int8Options = field(default_factory=Int8Options)
     measure: MeasureOptions = field(default_factory=MeasureOptions)
@@ -103,7 +130,7 @@ class Recipe:
             raise UsageError(f"--calib-images {self.data.calib_images}", expected="1 to 512")
 
 
-Section = TypeVar("Section", bound=Recipe | DataOptions | Int8Options | MeasureOptions)
+Section = TypeVar("Section", bound=Recipe | SourceOptions | DataOptions | Int8Options | MeasureOptions)
 
 
 def load_recipe(path: Path, base: Recipe | None = None) -> Recipe:
@@ -125,7 +152,7 @@ def merge(base: Section, raw: Mapping[str, Any], *, section: str = "") -> Sectio
                 f"unknown key {section + key!r} in the recipe", expected=f"one of: {', '.join(sorted(known))}"
             )
         current = known[key]
-        if isinstance(current, DataOptions | Int8Options | MeasureOptions):
+        if isinstance(current, SourceOptions | DataOptions | Int8Options | MeasureOptions):
             if not isinstance(value, Mapping):
                 raise UsageError(f"{section + key} = {value!r} in the recipe", expected=f"a table [{key}]")
             changes[key] = merge(current, value, section=f"{section}{key}.")
@@ -135,6 +162,8 @@ def merge(base: Section, raw: Mapping[str, Any], *, section: str = "") -> Sectio
 
 
 def _converted(key: str, value: Any, current: Any) -> Any:
+    if isinstance(current, Mapping) and isinstance(value, Mapping):
+        return {**current, **{str(name): str(setting) for name, setting in value.items()}}
     if isinstance(current, tuple):
         return tuple(value) if isinstance(value, list) else (value,)
     allowed: tuple[type, ...] = (str, float, int) if current is None else (type(current),)

@@ -15,31 +15,86 @@ from vitesse.data.dataset import open_dataset
 from vitesse.data.preprocess import feeds
 from vitesse.data.split import Split
 from vitesse.errors import UsageError
+from vitesse.export.exporting import ExportedFile, export_source
 from vitesse.fusion import Fused, clean_model, fuse_model
 from vitesse.metadata import serialise
 from vitesse.precision.calibration import calibrate
 from vitesse.precision.int8 import OP_TYPES, applicable_schemes
 from vitesse.precision.int8 import quantize as quantize_by_scheme
-from vitesse.recipe import Int8Options
+from vitesse.progress import Progress
+from vitesse.recipe import Int8Options, SourceOptions
 from vitesse.sources.onnx_file import load_onnx
+from vitesse.sources.opening import is_onnx, open_source
 from vitesse.sources.signature import check_spec_against
-from vitesse.sources.spec_file import find_spec
+from vitesse.sources.source import ExportOptions, Given, Source
+from vitesse.sources.spec_file import find_spec, read_spec_file
 from vitesse.spec import ModelSpec
 from vitesse.storage import sha256_of
 
 
-def open_model(path: str | Path, *, preset: str | None = None, spec: str | Path | None = None) -> Artifact:
-    """Take in an ONNX file with its spec.
+def open_model(
+    model: str | Path | Source,
+    *,
+    preset: str | None = None,
+    spec: str | Path | None = None,
+    options: SourceOptions | None = None,
+    store: Store | None = None,
+) -> Artifact:
+    """Take in an ONNX file with its spec, or export and verify any other source.
 
     Args:
-        preset: how to feed a foreign model: deimv2, rtdetr, detr, vit or imagenet.
-        spec: a TOML file that says the same; without both, the spec in the file's metadata.
+        model: a path or name as `sources.opening` lists them, or a source, such as `from_jax` gives.
+        preset: how to feed a foreign ONNX file: deimv2, rtdetr, detr, vit or imagenet.
+        spec: a TOML file that says the same; without both, the spec in the file's metadata, or the source's own.
+        options: how to export what is not ONNX yet; the exported file goes into `store` (the current folder).
 
     Raises:
-        ModelError: the file is not a whole, valid ONNX model.
+        ModelError: the model is not whole and valid, or cannot be had.
         SpecError: no spec, or one that contradicts the graph.
+        NotVerified: the exported graph does not answer as the model does.
+        MissingExtra: the package for this kind of source is not installed.
     """
-    file = Path(path)
+    if isinstance(model, str | Path) and is_onnx(model):
+        return _open_onnx(Path(model), preset, spec)
+    exported = export(model, preset=preset, spec=spec, options=options)
+    return exported.put(store or Store(Path()))
+
+
+def export(
+    model: str | Path | Source,
+    *,
+    preset: str | None = None,
+    spec: str | Path | None = None,
+    options: SourceOptions | None = None,
+    keep_aux: bool = False,
+    progress: Progress | None = None,
+) -> ExportedFile:
+    """Export a source that is not ONNX yet, and verify the graph against the framework's own answer.
+
+    Raises:
+        as `open_model`.
+    """
+    options = options or SourceOptions()
+    wanted = ExportOptions(
+        options.opset,
+        frozenset(options.dynamic),
+        keep_aux,
+        (options.size[0], options.size[1]) if options.size else None,
+    )
+    if isinstance(model, str | Path):
+        if preset is not None:
+            raise UsageError(
+                f"--preset {preset} beside {model}",
+                expected="a preset with a foreign ONNX file only: this source knows how it is fed",
+                fix="give --spec spec.toml to feed it otherwise",
+            )
+        given = Given(None if spec is None else read_spec_file(Path(spec)), dict(options.settings))
+        weights = None if options.weights is None else Path(options.weights)
+        model = open_source(model, given, weights=weights, progress=progress)
+    return export_source(model, wanted, progress)
+
+
+def _open_onnx(file: Path, preset: str | None, spec: str | Path | None) -> Artifact:
     model = load_onnx(file)
     found = find_spec(model, preset=preset, spec_file=None if spec is None else Path(spec))
     check_spec_against(model, found)

@@ -45,7 +45,7 @@ def find_spec(model: onnx.ModelProto, *, preset: str | None, spec_file: Path | N
             f"both a spec file ({spec_file}) and the preset {preset!r}", expected="one of --spec and --preset"
         )
     if spec_file is not None:
-        spec = _from_file(spec_file)
+        spec = read_spec_file(spec_file)
     elif preset is not None:
         spec = fit_preset(preset, model)
     else:
@@ -67,7 +67,8 @@ def example_spec(model: onnx.ModelProto) -> str:
     return _example_blank(model)
 
 
-def _from_file(path: Path) -> ModelSpec:
+def read_spec_file(path: Path) -> ModelSpec:
+    """Read a spec in TOML; raises SpecError for a file that is missing, not TOML, or no spec."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
