@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from vitesse.sources.huggingface.family import Family
 from vitesse.spec import Decode
+
+Answer = Callable[[Any, Tensor], tuple[Tensor, ...]]
 
 
 def logits(model: Any, images: Tensor) -> tuple[Tensor]:
@@ -22,20 +25,30 @@ def logits_at_any_size(model: Any, images: Tensor) -> tuple[Tensor]:
     return (model(images, interpolate_pos_encoding=tuple(images.shape[-2:]) != native).logits,)
 
 
-def _classifier(model_type: str, loader: str, answer: Any = logits_at_any_size) -> Family:
-    return Family(model_type, loader, Decode.LOGITS, answer)
+def _patch(config: Any) -> int:
+    """Pixels that a ViT's sides must be a multiple of: what is left over would be dropped without a word."""
+    return int(config.patch_size)
+
+
+def _vit(model_type: str, loader: str, answer: Answer = logits_at_any_size) -> Family:
+    return Family(model_type, loader, Decode.LOGITS, answer, stride=_patch)
+
+
+def _swin(model_type: str, loader: str) -> Family:
+    """Swin pads what its patches and windows do not divide."""
+    return Family(model_type, loader, Decode.LOGITS, logits_at_any_size)
 
 
 CLASSIFIERS: tuple[Family, ...] = (
-    _classifier("vit", "ViTForImageClassification"),
-    _classifier("deit", "DeiTForImageClassification"),
+    _vit("vit", "ViTForImageClassification"),
+    _vit("deit", "DeiTForImageClassification"),
     # transformers answers with the average of the class token's and the distillation token's head
-    _classifier("deit", "DeiTForImageClassificationWithTeacher"),
+    _vit("deit", "DeiTForImageClassificationWithTeacher"),
     # DINOv2 interpolates by itself, and its head sees the mean of the patches beside the class token
-    _classifier("dinov2", "Dinov2ForImageClassification", logits),
-    _classifier("dinov2_with_registers", "Dinov2WithRegistersForImageClassification", logits),
-    _classifier("beit", "BeitForImageClassification"),
-    _classifier("vit_msn", "ViTMSNForImageClassification"),
-    _classifier("swin", "SwinForImageClassification"),
-    _classifier("swinv2", "Swinv2ForImageClassification"),
+    _vit("dinov2", "Dinov2ForImageClassification", logits),
+    _vit("dinov2_with_registers", "Dinov2WithRegistersForImageClassification", logits),
+    _vit("beit", "BeitForImageClassification"),
+    _vit("vit_msn", "ViTMSNForImageClassification"),
+    _swin("swin", "SwinForImageClassification"),
+    _swin("swinv2", "Swinv2ForImageClassification"),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vitesse.data.preprocess import place
@@ -38,6 +38,7 @@ class Defaults:
 
     `square`: whether a size given as one number is both sides; else it is the shortest side.
     `longest`: the longest side allowed where the size is one number for the shortest side.
+    `multiple`: of pixels, to which both sides are rounded down where the aspect is kept.
     """
 
     size: Mapping[str, int]
@@ -48,6 +49,7 @@ class Defaults:
     normalise: bool = True
     square: bool = True
     longest: int | None = None
+    multiple: int = 1
 
 
 _VIT = Defaults({"height": 224, "width": 224})
@@ -66,7 +68,8 @@ PROCESSORS: Mapping[str, Defaults] = {
         {"shortest_edge": 224}, resample=BICUBIC, mean=CLIP_MEAN, std=CLIP_STD, crop=224, square=False
     ),
     "DINOv3ViT": Defaults({"height": 224, "width": 224}, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-    **dict.fromkeys(("Detr", "ConditionalDetr", "DeformableDetr", "Yolos", "RfDetr"), _DETR),
+    **dict.fromkeys(("Detr", "ConditionalDetr", "DeformableDetr", "RfDetr"), _DETR),
+    "Yolos": replace(_DETR, multiple=16),
     "RTDetr": Defaults(
         {"height": 640, "width": 640}, mean=IMAGENET_MEAN, std=IMAGENET_STD, normalise=False, square=False
     ),
@@ -166,7 +169,8 @@ def _geometry(
     kept = Preprocessing((shortest, size["longest_edge"]), resize=Resize.SHORTEST)
     if dynamic:
         return Resize.SHORTEST, kept.size, 1.0
-    return Resize.STRETCH, place(USUAL_PHOTOGRAPH, kept).resized, 1.0
+    height, width = (side - side % defaults.multiple for side in place(USUAL_PHOTOGRAPH, kept).resized)
+    return Resize.STRETCH, (height, width), 1.0
 
 
 def _size(config: Mapping[str, Any], defaults: Defaults) -> Mapping[str, int]:
