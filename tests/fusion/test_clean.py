@@ -50,6 +50,15 @@ def test_a_constant_resize_and_split_are_folded_by_the_runtime() -> None:
     assert same_outputs(model, fused.model, x=normal(2, 2, 4, 4))
 
 
+def test_a_constant_layer_norm_is_folded_though_the_reference_gives_three_results() -> None:
+    body = "n = LayerNormalization(p, scale, shift) y = Add(x, n)"
+    constants = {"p": normal(1, 5, 8), "scale": normal(8, seed=1), "shift": normal(8, seed=2)}
+    model = graph(body, **constants)
+    fused = clean_model(model)
+    assert ops(fused.model) == {"Add": 1}
+    assert same_outputs(model, fused.model, x=normal(2, 5, 8, seed=3))
+
+
 def test_folding_that_would_swell_the_file_is_left_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "_GROWTH_BYTES", 1000)
     monkeypatch.setattr(folding, "_MODEST_RESULT", 100)

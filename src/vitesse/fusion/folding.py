@@ -22,7 +22,9 @@ _MODEST_RESULT = 2**18
 _GROWTH_BYTES, _GROWTH_SHARE = 32 * 2**20, 0.10
 _UNLIMITED = 2**62
 # Pure Python loops in onnx's reference implementation, or several outputs: ONNX Runtime evaluates these.
-_BY_RUNTIME = frozenset({"Resize", "Conv", "ConvTranspose", "GridSample", "Einsum", "AveragePool", "Split"})
+_BY_RUNTIME = frozenset(
+    {"Resize", "Conv", "ConvTranspose", "GridSample", "Einsum", "AveragePool", "Split", "LayerNormalization"}
+)
 _SWELLING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "OneHot"})
 
 
