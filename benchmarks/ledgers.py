@@ -133,7 +133,8 @@ def random_vit_b16(path: Path) -> Path:
     rules = Preprocessing((224, 224), mean=half, std=half)
     spec = ModelSpec(Task.CLASSIFICATION, Decode.LOGITS, "images", {"logits": "logits"}, rules)
     torch.manual_seed(0)
-    model, images = ViT(ViTConfig(224, 16, 768, 12, 12, 3072, 1000)), {"images": torch.zeros(2, 3, 224, 224)}
+    model = ViT(ViTConfig((224, 224), 16, 768, 12, 12, 3072, 1000))
+    images = {"images": torch.zeros(2, 3, 224, 224)}
     network = Network(model, images, ("logits",), spec, {"images": {0: "batch"}})
     path.write_bytes(serialise(trace(network, ExportOptions()), spec))
     return path

@@ -24,8 +24,9 @@ from torch import nn
 
 from vitesse.export.torch_onnx import Network, trace
 from vitesse.metadata import serialise
-from vitesse.sources import detr, vit
+from vitesse.sources import detr
 from vitesse.sources.source import ExportOptions
+from vitesse.sources.vit_checkpoint import load_vit
 from vitesse.spec import Decode, ModelSpec, Preprocessing, Resize, Task
 
 HERE = Path(__file__).resolve().parent
@@ -77,7 +78,7 @@ def make_detr(source: Path, out: Path) -> None:
 
 def make_vit(source: Path, out: Path) -> None:
     """Write vit_fashion.onnx and an even share of each class."""
-    model = vit.load_npz(source / "vit_fashion.npz")
+    model = load_vit(source / "vit_fashion.npz")
     export(model, torch.zeros(2, 3, 56, 56), VIT_SPEC, out / "vit_fashion.onnx")
     for split, count in (("val", VIT_VAL), ("calib", VIT_CALIB)):
         for folder in sorted((source / split).iterdir()):

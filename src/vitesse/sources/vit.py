@@ -1,64 +1,209 @@
-"""The Vision Transformer of Dosovitskiy et al. (2021, arXiv:2010.11929), reading the released JAX checkpoints.
+"""The Vision Transformer of Dosovitskiy et al. (2021, arXiv:2010.11929) and its hybrids, as released for JAX.
 
-Numerics follow google-research/vision_transformer: tanh-approximated GELU, LayerNorm epsilon 1e-6, class token in
-front, learned position embedding. Arrays keep the checkpoint's layout on disk and are turned here:
-convolution kernels HWIO → OIHW, dense kernels (in, out) → (out, in), attention kernels (D, heads, D/heads) → (D, D).
+    images ─▶ [ResNet] ─▶ patch embedding ─▶ + position ─▶ blocks ─▶ norm ─▶ pooling ─▶ [pre-logits] ─▶ head ─▶ logits
+
+Numerics follow google-research/vision_transformer: tanh-approximated GELU, LayerNorm epsilon 1e-6, learned position
+embedding, bilinearly resized with aligned corners for other image sizes. `vit_checkpoint` reads the weights.
+
+Made to be exported: the class token carries its position already and is put in front by padding, so that the batch
+size is never asked for, and after the last attention only what the head reads is computed.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from enum import StrEnum
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.errors import ModelError
+from vitesse.sources.vit_resnet import ResNetStem, Size, StemConfig
 
-Arrays = Mapping[str, NDArray[np.float32]]
+
+class Pooling(StrEnum):
+    """How the tokens become one vector."""
+
+    TOKEN = "token"  # the class token, which stands in front of the patches
+    GAP = "gap"  # the mean over all patches
+    MAP = "map"  # attention of one learned probe over all patches (Zhai et al. 2022, arXiv:2106.04560)
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of a ViT: square `image` and `patch` in pixels; `hidden` = model width; `mlp` = hidden width of the MLP."""
+    """Sizes of a ViT.
 
-    image: int
+    Args:
+        size: image (height, width) in pixels.
+        patch: side of a patch, in pixels or, in a hybrid, in cells of the stem's feature map.
+        hidden: width of the tokens; `mlp` is the hidden width of the MLPs.
+        heads: attention heads, a divisor of `hidden`.
+        representation: width of the tanh layer before the head ("pre_logits"); None = there is none.
+        stem: the ResNet of a hybrid.
+        dynamic_size: take images of any multiple of `stride`; `size` is then what the position embedding was trained
+            for, and it is resized in the graph.
+    """
+
+    size: Size
     patch: int
     hidden: int
     layers: int
     heads: int
     mlp: int
     classes: int
+    pooling: Pooling = Pooling.TOKEN
+    representation: int | None = None
+    stem: StemConfig | None = None
+    dynamic_size: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along a side."""
+        return self.patch * (self.stem.stride if self.stem else 1)
+
+    @property
+    def grid(self) -> Size:
+        """Tokens along height and width; what is left of a patch at the end is not looked at."""
+        height, width = (self.stem.out(side) if self.stem else side for side in self.size)
+        return height // self.patch, width // self.patch
 
     @property
     def tokens(self) -> int:
-        """Patches plus the class token."""
-        return (self.image // self.patch) ** 2 + 1
+        """Patches, plus the class token where there is one."""
+        return self.grid[0] * self.grid[1] + (self.pooling is Pooling.TOKEN)
+
+
+class ViT(nn.Module):
+    """Images (batch, 3, height, width), normalised to −1..1 → logits (batch, classes)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = ResNetStem(config.stem, config.size) if config.stem else nn.Identity()
+        channels = config.stem.channels if config.stem else 3
+        self.embedding = nn.Conv2d(channels, config.hidden, config.patch, config.patch)
+        self.position = ResizedPosition(config) if config.dynamic_size else FixedPosition(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.hidden, eps=1e-6)
+        if config.pooling is Pooling.MAP:
+            self.pool = AttentionPool(config)
+        if config.representation:
+            self.pre_logits = nn.Linear(config.hidden, config.representation)
+        self.head = nn.Linear(config.representation or config.hidden, config.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (batch, classes)."""
+        x = self.position(self.embedding(self.stem(images)))
+        *first, last = self.blocks
+        for block in first:
+            x = block(x)
+        pooled = self._pooled(last, x)
+        if self.config.representation:
+            pooled = torch.tanh(self.pre_logits(pooled))
+        logits: Tensor = self.head(pooled)
+        return logits
+
+    def _pooled(self, last: nn.Module, x: Tensor) -> Tensor:
+        """Tokens before the last block → (batch, hidden)."""
+        if self.config.pooling is Pooling.TOKEN:
+            # Nothing after the last attention mixes tokens, so only the class token goes on.
+            return self.norm(last(x, 1)).flatten(1)
+        x = self.norm(last(x))
+        return self.pool(x) if self.config.pooling is Pooling.MAP else x.mean(1)
+
+
+class FixedPosition(nn.Module):
+    """Patches (batch, hidden, rows, columns) → tokens (batch, tokens, hidden) with their position added.
+
+    `tokens` is (1, tokens, hidden); its first row is the class token plus its own position, where there is one.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.before = int(config.pooling is Pooling.TOKEN)
+        self.tokens = nn.Parameter(torch.randn(1, config.tokens, config.hidden) * 0.02)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return (batch, tokens, hidden)."""
+        x = patches.flatten(2).transpose(1, 2)
+        return (F.pad(x, (0, 0, self.before, 0)) if self.before else x) + self.tokens
+
+
+class ResizedPosition(nn.Module):
+    """As `FixedPosition` for any number of rows and columns: `grid` (1, hidden, rows, columns) is resized to them."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.class_token = (
+            nn.Parameter(torch.zeros(1, 1, config.hidden)) if config.pooling is Pooling.TOKEN else None
+        )
+        self.grid = nn.Parameter(torch.randn(1, config.hidden, *config.grid) * 0.02)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return (batch, tokens, hidden)."""
+        rows, columns = patches.shape[2:]
+        x = (patches + resized(self.grid, (rows, columns))).flatten(2).transpose(1, 2)
+        if self.class_token is None:
+            return x
+        return torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
+
+
+def resized(grid: Tensor, size: Size) -> Tensor:
+    """Resize position embeddings (1, hidden, rows, columns) to `size`, bilinearly, the corners staying in place.
+
+    What the original computes by `scipy.ndimage.zoom(order=1)` when it loads a checkpoint for another resolution.
+    """
+    return F.interpolate(grid, size=size, mode="bilinear", align_corners=True)
+
+
+def sine_position(size: Size, hidden: int) -> Tensor:
+    """Return the fixed position embedding (1, hidden, rows, columns) that big_vision calls `sincos2d`.
+
+    Sines and cosines of the column, then of the row, a quarter of `hidden` each, at frequencies 1 … 1/10000 (Chen et
+    al. 2021, arXiv:2104.02057); `hidden` is a multiple of 4.
+    """
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, hidden // 4, dtype=torch.float64)
+    rows, columns = (torch.arange(side, dtype=torch.float64) * frequencies[:, None] for side in size)
+    parts = [
+        wave(angles).expand(-1, *size)
+        for angles in (columns[:, None, :], rows[:, :, None])
+        for wave in (torch.sin, torch.cos)
+    ]
+    return torch.cat(parts)[None].float()
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (batch, tokens, hidden)."""
+    """Multi-head attention: queries from `x` (batch, q, hidden), keys and values from `memory` (batch, k, hidden)."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.query, self.key, self.value, self.out = (nn.Linear(hidden, hidden) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (batch, tokens, hidden)."""
-        batch, tokens, hidden = x.shape
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Return (batch, q, hidden)."""
 
         def split(y: Tensor) -> Tensor:
-            return y.view(batch, tokens, self.heads, hidden // self.heads).transpose(1, 2)
+            return y.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
-        mixed = F.scaled_dot_product_attention(split(self.query(x)), split(self.key(x)), split(self.value(x)))
-        merged: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, hidden))
+        mixed = F.scaled_dot_product_attention(
+            split(self.query(x)), split(self.key(memory)), split(self.value(memory))
+        )
+        merged: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return merged
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU (tanh approximation) between."""
+
+    def __init__(self, hidden: int, mlp: int) -> None:
+        super().__init__()
+        self.dense1, self.dense2 = nn.Linear(hidden, mlp), nn.Linear(mlp, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor shaped as `x`."""
+        y: Tensor = self.dense2(F.gelu(self.dense1(x), approximate="tanh"))
+        return y
 
 
 class Block(nn.Module):
@@ -69,135 +214,26 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.hidden, eps=1e-6)
         self.attention = Attention(config.hidden, config.heads)
         self.norm2 = nn.LayerNorm(config.hidden, eps=1e-6)
-        self.dense1 = nn.Linear(config.hidden, config.mlp)
-        self.dense2 = nn.Linear(config.mlp, config.hidden)
+        self.mlp = MLP(config.hidden, config.mlp)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (batch, tokens, hidden)."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.dense2(F.gelu(self.dense1(self.norm2(x)), approximate="tanh"))
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """Return (batch, tokens, hidden), or of it only the `first` tokens."""
+        y = self.norm1(x)
+        x = x[:, :first] + self.attention(y[:, :first], y)
+        return x + self.mlp(self.norm2(x))
 
 
-class ViT(nn.Module):
-    """Images (batch, 3, image, image), normalised to −1..1 → logits (batch, classes)."""
+class AttentionPool(nn.Module):
+    """Attention of a learned probe over all tokens, then an MLP (the "MAP head")."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.config = config
-        self.embedding = nn.Conv2d(3, config.hidden, config.patch, config.patch)
-        self.cls = nn.Parameter(torch.zeros(1, 1, config.hidden))
-        self.position = nn.Parameter(torch.randn(1, config.tokens, config.hidden) * 0.02)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.probe = nn.Parameter(torch.zeros(1, 1, config.hidden))
+        self.attention = Attention(config.hidden, config.heads)
         self.norm = nn.LayerNorm(config.hidden, eps=1e-6)
-        self.head = nn.Linear(config.hidden, config.classes)
+        self.mlp = MLP(config.hidden, config.mlp)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (batch, classes)."""
-        patches = self.embedding(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls.expand(patches.shape[0], -1, -1), patches], dim=1) + self.position
-        for block in self.blocks:
-            x = block(x)
-        logits: Tensor = self.head(self.norm(x)[:, 0])
-        return logits
-
-
-def load_npz(path: Path) -> ViT:
-    """Build a ViT from a google-research/vision_transformer checkpoint, its sizes inferred from the arrays.
-
-    Raises:
-        ModelError: not an `.npz`, pickled content, or arrays missing, extra or of another shape than the sizes ask for.
-    """
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ModelError(
-            f"cannot read {path}: {error}",
-            expected="an .npz of plain arrays, as google-research/vision_transformer publishes them",
-            cause="the download was cut off, or the file needs pickle, which is refused because it can run code",
-        ) from error
-    model = ViT(infer_config(arrays))
-    state = _state_dict(arrays)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    wrong = [f"{name} {tuple(state[name].shape)}, expected {shape}"
-             for name, shape in wanted.items() if name in state and tuple(state[name].shape) != shape]  # fmt: skip
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or extra or wrong:
-        raise ModelError(
-            f"{path} does not fit a plain ViT: missing {missing}, not understood {extra}, other shape {wrong}",
-            expected=f"arrays for {model.config}",
-            cause="a variant this reader does not know (hybrid, pre_logits, another attention)",
-        )
-    model.load_state_dict(
-        {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}
-    )
-    return model.eval()
-
-
-def infer_config(arrays: Arrays) -> ViTConfig:
-    """Read the sizes off the shapes; raises ModelError naming the first array that is missing."""
-    try:
-        patch, _, _, hidden = arrays["embedding/kernel"].shape
-        tokens = arrays["Transformer/posembed_input/pos_embedding"].shape[1]
-        _, heads, _ = arrays["Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"].shape
-        mlp = arrays["Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"].shape[1]
-        classes = arrays["head/kernel"].shape[1]
-    except KeyError as error:
-        raise ModelError(
-            f"the checkpoint has no array {error}",
-            expected="the names of google-research/vision_transformer",
-        ) from error
-    layers = len({name.split("/")[1] for name in arrays if name.startswith("Transformer/encoderblock_")})
-    image = patch * round((tokens - 1) ** 0.5)
-    return ViTConfig(image, patch, hidden, layers, heads, mlp, classes)
-
-
-_OUTSIDE_BLOCKS = {
-    "embedding": "embedding",
-    "Transformer/encoder_norm": "norm",
-    "head": "head",
-}
-_INSIDE_BLOCKS = {
-    "LayerNorm_0": "norm1",
-    "MultiHeadDotProductAttention_1/query": "attention.query",
-    "MultiHeadDotProductAttention_1/key": "attention.key",
-    "MultiHeadDotProductAttention_1/value": "attention.value",
-    "MultiHeadDotProductAttention_1/out": "attention.out",
-    "LayerNorm_2": "norm2",
-    "MlpBlock_3/Dense_0": "dense1",
-    "MlpBlock_3/Dense_1": "dense2",
-}
-
-
-def _state_dict(arrays: Arrays) -> dict[str, NDArray[np.float32]]:
-    state = {}
-    for name, array in arrays.items():
-        if name == "cls":
-            state["cls"] = array
-        elif name == "Transformer/posembed_input/pos_embedding":
-            state["position"] = array
-        else:
-            module, _, leaf = name.rpartition("/")
-            state[f"{_module_name(module)}.{_leaf_name(leaf)}"] = _torch_layout(module, leaf, array)
-    return state
-
-
-def _module_name(module: str) -> str:
-    if module.startswith("Transformer/encoderblock_"):
-        block, _, inside = module.removeprefix("Transformer/encoderblock_").partition("/")
-        return f"blocks.{block}.{_INSIDE_BLOCKS.get(inside, inside)}"
-    return _OUTSIDE_BLOCKS.get(module, module)
-
-
-def _leaf_name(leaf: str) -> str:
-    return {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
-
-
-def _torch_layout(module: str, leaf: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
-    if leaf == "kernel" and array.ndim == 4:
-        return array.transpose(3, 2, 0, 1)
-    if module.endswith(("/query", "/key", "/value")):
-        return array.reshape(array.shape[0], -1).T if leaf == "kernel" else array.reshape(-1)
-    if module.endswith("Attention_1/out") and leaf == "kernel":
-        return array.reshape(-1, array.shape[-1]).T
-    return array.T if leaf == "kernel" else array
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, hidden) → (batch, hidden)."""
+        x = self.attention(self.probe.expand(x.shape[0], -1, -1), x)
+        return (x + self.mlp(self.norm(x))).flatten(1)
