@@ -30,13 +30,15 @@ def _patch(config: Any) -> int:
     return int(config.patch_size)
 
 
-def _vit(model_type: str, loader: str, answer: Answer = logits_at_any_size) -> Family:
-    return Family(model_type, loader, Decode.LOGITS, answer, stride=_patch)
+def _vit(
+    model_type: str, loader: str, answer: Answer = logits_at_any_size, attention: str = "sdpa"
+) -> Family:
+    return Family(model_type, loader, Decode.LOGITS, answer, stride=_patch, attention=attention)
 
 
 def _swin(model_type: str, loader: str) -> Family:
     """Swin pads what its patches and windows do not divide."""
-    return Family(model_type, loader, Decode.LOGITS, logits_at_any_size)
+    return Family(model_type, loader, Decode.LOGITS, logits_at_any_size, attention="eager")
 
 
 CLASSIFIERS: tuple[Family, ...] = (
@@ -47,7 +49,7 @@ CLASSIFIERS: tuple[Family, ...] = (
     # DINOv2 interpolates by itself, and its head sees the mean of the patches beside the class token
     _vit("dinov2", "Dinov2ForImageClassification", logits),
     _vit("dinov2_with_registers", "Dinov2WithRegistersForImageClassification", logits),
-    _vit("beit", "BeitForImageClassification"),
+    _vit("beit", "BeitForImageClassification", attention="eager"),
     _vit("vit_msn", "ViTMSNForImageClassification"),
     _swin("swin", "SwinForImageClassification"),
     _swin("swinv2", "Swinv2ForImageClassification"),
