@@ -29,6 +29,9 @@ _KEPT_SHAPES = 16
 # default keeps every core busy for about 30 ms after each call. See docs/benchmarking.md for the figures.
 _SPIN_US = 1000
 
+# What is appended to `LoadOptions.profile_to` to name the file of the optimised graph.
+RUNNING_GRAPH = ".running.onnx"
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -194,6 +197,9 @@ def _session_options(options: LoadOptions) -> Any:
     if options.profile_to:
         made.enable_profiling = True
         made.profile_file_prefix = options.profile_to
+        # The graph as it runs, fused and renamed, to find in it where each kernel came from.
+        made.optimized_model_filepath = f"{options.profile_to}{RUNNING_GRAPH}"
+        made.log_severity_level = 3  # it warns that the file is for this machine only
     if options.plain:
         return made
     made.log_severity_level = 3  # what ONNX Runtime only warns about, verifying decides

@@ -88,6 +88,14 @@ class OpenVinoSession(Closing):
             for row in self._last.profiling_info
         )
 
+    def running_graph(self) -> Any:
+        """Return the `openvino.Model` that the last run executed, fused and renamed; needs a run before."""
+        if self._last is None:
+            raise BackendError(
+                "nothing was run in this session", expected="a run before asking for its graph"
+            )
+        return self._last.get_compiled_model().get_runtime_model()
+
     def close(self) -> None:
         """Release the requests and their buffers."""
         self._engine, self._last = None, None
