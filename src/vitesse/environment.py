@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -46,6 +47,12 @@ _PACKAGES = (
     "onnxscript",
     "openvino",
     "nncf",
+    "torch",
+    "transformers",
+    "timm",
+    "jax",
+    "flax",
+    "jax2onnx",
     "pillow",
     "pycocotools",
 )
@@ -93,6 +100,11 @@ def describe(root: Path = Path("/")) -> dict[str, Any]:
         "packages": _versions(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def stable(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the environment decides a measurement's validity: the processor and the versions."""
+    return {name: environment.get(name) for name in ("cpu", "python", "packages")}
 
 
 def _cpu(root: Path) -> dict[str, Any]:

@@ -10,13 +10,11 @@ step or a build that FAILs ends that branch only.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
-
-import onnx
 
 from vitesse import stages
 from vitesse.artifact import Artifact
@@ -24,19 +22,18 @@ from vitesse.assess import Assessor, Step
 from vitesse.backends import backend, quantizer, targets
 from vitesse.backends.protocol import Built, LoadOptions
 from vitesse.choice import Accepted, choose
-from vitesse.data.dataset import Dataset, open_dataset
-from vitesse.environment import describe, usable_cores
+from vitesse.data.dataset import Dataset
+from vitesse.environment import describe, stable, usable_cores
 from vitesse.errors import BackendError, MissingExtra, ModelError, UsageError
+from vitesse.intake import Model, name_of, story_of, take_in
 from vitesse.ledger import Ledger, Row, Verdict
 from vitesse.measure import Candidate
-from vitesse.metadata import serialise
 from vitesse.precision.calibration import calibrate
 from vitesse.precision.int8 import OP_TYPES, Scheme, applicable_schemes, quantize
 from vitesse.progress import Progress, Silent
 from vitesse.recipe import Recipe, merge
 from vitesse.report.gather import write_run_report
 from vitesse.run import Run, RunFolder, artifact_of, key_of
-from vitesse.sources.external_data import external_tensors
 from vitesse.sources.onnx_file import load_onnx
 from vitesse.verify.gate import StepKind
 
@@ -45,7 +42,7 @@ STRUCTURAL_STAGES = {"clean": (StepKind.CLEANING, stages.clean), "fuse": (StepKi
 
 
 def optimize(
-    source: str | Path | Artifact,
+    source: Model,
     *,
     data: str | Path,
     out: str | Path = "run",
@@ -59,7 +56,8 @@ def optimize(
     """Make a model faster and prove that it is still right.
 
     Args:
-        source: an ONNX file, or an artifact from `open_model`.
+        source: an ONNX file, a checkpoint, a name (see `sources.opening`), a source such as `from_jax` gives, or an
+            artifact from `open_model`.
         data: a folder of images: COCO, class folders or bare images.
         out: the run folder; a finished step in it is taken over, so that an interrupted run goes on.
         target: `cpu`, `onnxruntime` or `openvino`.
@@ -78,23 +76,17 @@ def optimize(
     given = {"target": target, "max_drop": max_drop, "latency_budget_ms": latency_budget_ms}
     recipe = merge(recipe or Recipe(), {name: value for name, value in given.items() if value is not None})
     runtimes = targets(recipe.target)
-    artifact = (
-        source
-        if isinstance(source, Artifact)
-        else stages.open_model(source, preset=recipe.preset, spec=recipe.spec)
-    )
+    progress = progress or Silent()
     # Without a step to calibrate, no image has to be held out from verifying.
-    holdout = HOLDOUT if "int8" in recipe.precisions else 0.0
-    dataset = open_dataset(data, recipe.data.calib_data, spec=artifact.spec, holdout=holdout)
-    identity = images_of(dataset)
+    begun = take_in(
+        source, recipe, Path(data), Path(out), progress, HOLDOUT if "int8" in recipe.precisions else 0.0
+    )
+    folder, artifact, dataset = begun.folder, begun.artifact, begun.dataset
     if recipe.data.limit:
         dataset = replace(dataset, val=dataset.val.spread(recipe.data.limit))
-    folder = RunFolder(Path(out))
-    folder.claim(artifact.sha256, identity, artifact.spec)
-    artifact = take_in(artifact, folder)
-    course = Course(artifact, dataset, recipe, folder, progress or Silent())
+    course = Course(artifact, dataset, recipe, folder, progress)
     ledger = Ledger(
-        source=str(source.path if isinstance(source, Artifact) else source),
+        source=name_of(source),
         target=recipe.target,
         environment=describe(),
         command=shlex.join(command),
@@ -109,17 +101,6 @@ def optimize(
         ledger.save(folder.folder / "ledger.json")
     write_run_report(folder.folder, ledger, course.accepted, course.assessor)
     return Run(folder.folder, ledger)
-
-
-def take_in(artifact: Artifact, folder: RunFolder) -> Artifact:
-    """Copy the model into the run: it is the reference to compare with and to go back to.
-
-    A file with external data becomes one file.
-    """
-    content = artifact.path.read_bytes()
-    if external_tensors(onnx.load_from_string(content)):
-        content = serialise(load_onnx(artifact.path), artifact.spec)
-    return folder.store.put(content, artifact.spec, artifact.provenance, suffix=".onnx")
 
 
 class Course:
@@ -152,7 +133,7 @@ class Course:
             "source",
             StepKind.SOURCE,
             self._source,
-            lambda: Built(self._source, notes=self._dataset.notes),
+            lambda: Built(self._source, notes=(*story_of(self._source), *self._dataset.notes)),
             LoadOptions(plain=True),
         )
         yield row
@@ -262,14 +243,3 @@ class Course:
 
     def _artifact(self, row: Row) -> Artifact:
         return artifact_of(self._folder.folder, row, self._source.spec)
-
-
-def images_of(dataset: Dataset) -> str:
-    """Hash which images a data set has, whatever their split: with INT8 some are held out, without none."""
-    samples = (*dataset.val.samples, *dataset.calib.samples)
-    return key_of(sorted((sample.path.name, sample.path.stat().st_size) for sample in samples))
-
-
-def stable(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of the environment decides a measurement's validity: the processor and the versions."""
-    return {name: environment.get(name) for name in ("cpu", "python", "packages")}

@@ -2,7 +2,7 @@
 
 run/ledger.json        rows and the choice            run/report.html, report.md
 run/artifacts/         STAGE-HASH.onnx                run/report-data.json, pictures/
-run/steps/KEY.json     one finished row each; the key hashes everything the row depends on
+run/steps/KEY.json     one finished row each; the key hashes everything the row depends on; export-KEY.json: an export
 run/samples/STAGE.json raw latency samples            run/run.json    source and data the folder belongs to
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.protocol import LoadOptions
-from vitesse.errors import RunFolderError
+from vitesse.errors import RunFolderError, VitesseError
 from vitesse.ledger import Ledger, Row, Verdict, load_ledger, row_from
 from vitesse.spec import ModelSpec, spec_from_mapping
 from vitesse.storage import sha256_of, write_atomically
@@ -130,6 +130,28 @@ class RunFolder:
         """Keep a finished row, so that an interrupted run goes on behind it."""
         content = json.dumps(asdict(row), allow_nan=False)
         write_atomically(self.folder / "steps" / f"{key}.json", content.encode())
+
+    def exported(self, key: str) -> Artifact | None:
+        """Return the graph exported before from the same weights in the same way, if its file is still the same."""
+        try:
+            kept = json.loads((self.folder / "steps" / f"export-{key}.json").read_text())
+            spec, provenance = spec_from_mapping(kept["spec"]), Provenance("source", None, kept["how"])
+            path = self.folder / kept["path"]
+            artifact = Artifact(path, kept["sha256"], path.stat().st_size, spec, provenance)
+            artifact.check()
+        except (OSError, ValueError, TypeError, KeyError, VitesseError):
+            return None
+        return artifact
+
+    def keep_export(self, key: str, artifact: Artifact) -> None:
+        """Remember an exported graph that lies in the run's store, so that a resumed run need not export again."""
+        kept = {
+            "path": artifact.path.relative_to(self.folder).as_posix(),
+            "sha256": artifact.sha256,
+            "spec": json.loads(artifact.spec.to_json()),
+            "how": dict(artifact.provenance.options),
+        }
+        write_atomically(self.folder / "steps" / f"export-{key}.json", json.dumps(kept).encode())
 
     def keep_samples(self, stage: str, samples: Mapping[str, Any]) -> None:
         """Write the raw latency samples of a step."""

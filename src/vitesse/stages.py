@@ -15,7 +15,7 @@ from vitesse.data.dataset import open_dataset
 from vitesse.data.preprocess import feeds
 from vitesse.data.split import Split
 from vitesse.errors import UsageError
-from vitesse.export.exporting import ExportedFile, export_source
+from vitesse.export.exporting import export_source
 from vitesse.fusion import Fused, clean_model, fuse_model
 from vitesse.metadata import serialise
 from vitesse.precision.calibration import calibrate
@@ -56,42 +56,37 @@ def open_model(
     """
     if isinstance(model, str | Path) and is_onnx(model):
         return _open_onnx(Path(model), preset, spec)
-    exported = export(model, preset=preset, spec=spec, options=options)
+    if isinstance(model, str | Path):
+        model = open_exportable(model, preset=preset, spec=spec, options=options)
+    exported = export_source(model, export_options(options or SourceOptions()))
     return exported.put(store or Store(Path()))
 
 
-def export(
-    model: str | Path | Source,
+def open_exportable(
+    model: str | Path,
     *,
     preset: str | None = None,
     spec: str | Path | None = None,
     options: SourceOptions | None = None,
-    keep_aux: bool = False,
     progress: Progress | None = None,
-) -> ExportedFile:
-    """Export a source that is not ONNX yet, and verify the graph against the framework's own answer.
-
-    Raises:
-        as `open_model`.
-    """
+) -> Source:
+    """Open a model that is not ONNX yet, by what the user says about it; raises as `open_model`."""
+    if preset is not None:
+        raise UsageError(
+            f"--preset {preset} beside {model}",
+            expected="a preset with a foreign ONNX file only: this source knows how it is fed",
+            fix="give --spec spec.toml to feed it otherwise",
+        )
     options = options or SourceOptions()
-    wanted = ExportOptions(
-        options.opset,
-        frozenset(options.dynamic),
-        keep_aux,
-        (options.size[0], options.size[1]) if options.size else None,
-    )
-    if isinstance(model, str | Path):
-        if preset is not None:
-            raise UsageError(
-                f"--preset {preset} beside {model}",
-                expected="a preset with a foreign ONNX file only: this source knows how it is fed",
-                fix="give --spec spec.toml to feed it otherwise",
-            )
-        given = Given(None if spec is None else read_spec_file(Path(spec)), dict(options.settings))
-        weights = None if options.weights is None else Path(options.weights)
-        model = open_source(model, given, weights=weights, progress=progress)
-    return export_source(model, wanted, progress)
+    given = Given(None if spec is None else read_spec_file(Path(spec)), options.settings)
+    weights = None if options.weights is None else Path(options.weights)
+    return open_source(model, given, weights=weights, progress=progress)
+
+
+def export_options(options: SourceOptions) -> ExportOptions:
+    """Return the part of a recipe's source options that decides the graph."""
+    size = (options.size[0], options.size[1]) if options.size else None
+    return ExportOptions(options.opset, frozenset(options.dynamic), size=size)
 
 
 def _open_onnx(file: Path, preset: str | None, spec: str | Path | None) -> Artifact:
