@@ -41,6 +41,8 @@ def _swin(model_type: str, loader: str) -> Family:
     return Family(model_type, loader, Decode.LOGITS, logits_at_any_size, attention="eager")
 
 
+# BEiT and Swin add a bias to the scores, and torch 2.13 cannot decompose its own attention with one: theirs is written
+# out ("eager"), and fused again in the graph.
 CLASSIFIERS: tuple[Family, ...] = (
     _vit("vit", "ViTForImageClassification"),
     _vit("deit", "DeiTForImageClassification"),
