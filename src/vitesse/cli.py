@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_optimize(
         commands.add_parser("optimize", help="model + images → verified, measured, faster artifact")
     )
+    _add_export(commands.add_parser("export", help="any model → one clean, verified ONNX file"))
     _add_report(commands.add_parser("report", help="show the ledger of a run and write its report again"))
     _add_predict(commands.add_parser("predict", help="run the chosen artifact on images"))
     doctor = commands.add_parser("doctor", help="which runtimes work here; for the others why not")
@@ -64,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_optimize(parser: argparse.ArgumentParser) -> None:
     parser.description = "Clean, fuse, quantise and build a model; verify and measure every step."
-    parser.add_argument("model", type=Path, help="an ONNX file")
+    _add_source(parser)
     parser.add_argument(
         "--data", type=Path, required=True, metavar="FOLDER", help="COCO, class folders or images"
     )
@@ -80,8 +81,6 @@ def _add_optimize(parser: argparse.ArgumentParser) -> None:
         "--latency-budget", type=milliseconds, metavar="TIME", help="the latency needed, as 16ms"
     )
     parser.add_argument("--precisions", type=_names, metavar="LIST", help="of fp32,int8 (default: both)")
-    parser.add_argument("--preset", help="how to feed a foreign model: deimv2, rtdetr, detr, vit, imagenet")
-    parser.add_argument("--spec", type=Path, metavar="TOML", help="how to feed a foreign model, in a file")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N validation images only")
     parser.add_argument(
         "--calib-images", type=int, metavar="N", help="images for calibration, up to 512 (default: 500)"
@@ -93,6 +92,67 @@ def _add_optimize(parser: argparse.ArgumentParser) -> None:
         "--recipe", type=Path, metavar="TOML", help="all options in a file; the command line wins"
     )
     parser.set_defaults(run=_optimize)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """Add what every command that takes a model knows about it."""
+    parser.add_argument(
+        "model",
+        help="an .onnx file, a DETR checkpoint (.pth, .safetensors), a ViT checkpoint (.npz), hf:NAME or "
+        "hf:FOLDER, timm:NAME, flax:PACKAGE.MODULE:FUNCTION, or a published model such as detr_resnet50",
+    )
+    parser.add_argument("--spec", type=Path, metavar="TOML", help="how the model is fed and read, in a file")
+    parser.add_argument(
+        "--preset", help="how to feed a foreign ONNX file: deimv2, rtdetr, detr, vit, imagenet"
+    )
+    group = parser.add_argument_group("models that are not ONNX yet")
+    group.add_argument(
+        "--weights", type=Path, metavar="FILE", help="take this file instead of downloading one"
+    )
+    group.add_argument(
+        "--size", type=height_width, metavar="HxW", help="image height × width (default: the model's own)"
+    )
+    group.add_argument(
+        "--dynamic",
+        type=axes,
+        metavar="AXES",
+        help="of batch,height,width, or none: what stays open (default: batch)",
+    )
+    group.add_argument("--opset", type=int, metavar="N", help="ONNX operator set, 17 or more (default: 18)")
+    group.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="what the weights do not show, as heads=8; may be repeated",
+    )
+
+    parser.add_argument(
+        "--lower",
+        type=_names,
+        metavar="LIST",
+        help="operators to rewrite into simpler ones for a runtime that lacks them or gets them wrong, as grid_sample",
+    )
+    parser.add_argument(
+        "--gridsample",
+        type=gridsample,
+        dest="lower",
+        metavar="gather",
+        help="the same as --lower grid_sample",
+    )
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Export a model to ONNX and compare the graph with the model itself."
+    _add_source(parser)
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help="the .onnx file to write"
+    )
+    parser.add_argument(
+        "--keep-aux", action="store_true", help="keep the heads of every decoder layer, as in training"
+    )
+    parser.set_defaults(run=_export)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -131,18 +191,36 @@ def _optimize(options: argparse.Namespace) -> int:
     return 0 if run.verified and (budget is None or budget["met"]) else 1
 
 
+def _export(options: argparse.Namespace) -> int:
+    from vitesse.export.to_file import export_to
+    from vitesse.recipe import Recipe, merge
+    from vitesse.report.progress import progress_bar
+
+    with progress_bar() as progress:
+        artifact = export_to(
+            options.out,
+            options.model,
+            merge(Recipe(), _given_about_model(options)),
+            keep_aux=options.keep_aux,
+            progress=progress,
+        )
+    print(f"{options.out}  {artifact.bytes / 1e6:.1f} MB")
+    for name, value in artifact.provenance.options.items():
+        print(f"  {name}: {value}")
+    return 0
+
+
 def recipe_from(options: argparse.Namespace) -> Recipe:
     """Merge the recipe file and the options that were given; the command line wins."""
     from vitesse.recipe import Recipe, load_recipe, merge
 
     recipe = load_recipe(options.recipe) if options.recipe else Recipe()
     given = {
+        **_given_about_model(options),
         "target": options.target,
         "max_drop": options.max_drop,
         "latency_budget_ms": options.latency_budget,
         "precisions": options.precisions,
-        "preset": options.preset,
-        "spec": None if options.spec is None else str(options.spec),
         "data": _present(
             limit=options.limit,
             calib_images=options.calib_images,
@@ -151,6 +229,22 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
         "measure": _present(seconds=options.seconds),
     }
     return merge(recipe, _present(**given))
+
+
+def _given_about_model(options: argparse.Namespace) -> dict[str, object]:
+    """The options of `_add_source`, under the recipe's names."""
+    return _present(
+        preset=options.preset,
+        spec=None if options.spec is None else str(options.spec),
+        lower=options.lower,
+        source=_present(
+            weights=None if options.weights is None else str(options.weights),
+            opset=options.opset,
+            dynamic=options.dynamic,
+            size=options.size,
+            settings=None if options.settings is None else dict(options.settings),
+        ),
+    )
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -200,6 +294,34 @@ def milliseconds(text: str) -> float:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 16ms or 0.016s")
     return float(found[1]) * (1000 if found[2] == "s" else 1)
+
+
+def height_width(text: str) -> list[int]:
+    """Parse `800x1333`, height × width in pixels."""
+    found = re.fullmatch(r"(\d+)[x×](\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write HEIGHTxWIDTH, as 800x1333")
+    return [int(found[1]), int(found[2])]
+
+
+def axes(text: str) -> list[str]:
+    """Parse `batch,height,width`; `none` leaves nothing open."""
+    return [] if text.strip() == "none" else _names(text)
+
+
+def gridsample(text: str) -> list[str]:
+    """Turn `gather`, the one other form GridSample has, into the name of its rewrite."""
+    if text != "gather":
+        raise argparse.ArgumentTypeError(f"{text!r} is no form of GridSample; write gather")
+    return ["grid_sample"]
+
+
+def setting(text: str) -> tuple[str, str]:
+    """Parse `heads=8`."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a setting; write KEY=VALUE, as heads=8")
+    return key, value
 
 
 def _names(text: str) -> list[str]:
