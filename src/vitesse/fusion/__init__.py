@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -45,8 +45,13 @@ class Fused:
     reasons: Mapping[str, tuple[str, ...]]
 
 
-def clean_model(model: onnx.ModelProto) -> Fused:
+def clean_model(model: onnx.ModelProto, keep: Collection[str] | None = None) -> Fused:
     """Stage "clean": fold what does not depend on the image, turn shape arithmetic into constants, drop the dead.
+
+    Args:
+        model: the graph.
+        keep: names of the outputs that are read; predictions of inner decoder layers beside them are dropped
+            (see `auxiliary.drop_outputs`). None: every output stays.
 
     Raises:
         ModelError: `model` is not a valid graph.
@@ -54,8 +59,8 @@ def clean_model(model: onnx.ModelProto) -> Fused:
     """
     graph = load(model)
     before = signature_of(graph)
-    graph, changes, reasons = clean(graph)
-    return _finished(graph, before, "clean", changes, reasons)
+    graph, changes, reasons = clean(graph, keep or ())
+    return _finished(graph, before, "clean", changes, reasons, keep)
 
 
 def fuse_model(model: onnx.ModelProto) -> Fused:
@@ -86,7 +91,8 @@ def _finished(
     stage: str,
     changes: Mapping[str, int],
     reasons: Mapping[str, tuple[str, ...]],
+    keep: Collection[str] | None = None,
 ) -> Fused:
     raise_ir_version(graph)
-    verify(graph, before, stage)
+    verify(graph, before, stage, keep)
     return Fused(ir.to_proto(graph), dict(changes), dict(reasons))

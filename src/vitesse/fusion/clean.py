@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -17,6 +18,7 @@ from onnx_ir.passes.common import (
 from onnxscript.optimizer import FOLDED_FROM_KEY
 from onnxscript.rewriter.rules import common as library
 
+from vitesse.fusion.auxiliary import LAYERS, OUTPUTS, drop_outputs, pick_before_heads
 from vitesse.fusion.folding import fold, lift_constants
 from vitesse.fusion.rules import Fusion, apply
 from vitesse.fusion.shape_rules import CONSTANT_SHAPES, POSITIVE_INDICES
@@ -47,6 +49,8 @@ _SHAPES = (CONSTANT_SHAPES, POSITIVE_INDICES)
 STEPS = (
     "inlined_functions",
     "default_inputs",
+    OUTPUTS,
+    LAYERS,
     "constant_folding",
     *(fusion.name for fusion in _SHAPES),
     _NO_OPS.name,
@@ -60,8 +64,12 @@ STEPS = (
 _MOST_ROUNDS = 6
 
 
-def clean(model: ir.Model) -> tuple[ir.Model, dict[str, int], dict[str, tuple[str, ...]]]:
+def clean(
+    model: ir.Model, keep: Collection[str] = ()
+) -> tuple[ir.Model, dict[str, int], dict[str, tuple[str, ...]]]:
     """Clean `model`, which must not be used afterwards.
+
+    `keep` names the outputs that are read; auxiliary ones beside them are dropped. Empty: all outputs stay.
 
     Returns:
         (the cleaned model, step → count for all of STEPS, step → reasons why something was left).
@@ -83,6 +91,10 @@ def clean(model: ir.Model) -> tuple[ir.Model, dict[str, int], dict[str, tuple[st
         _remove_dead(model, counts)
         counts.update(apply(model, (_NO_OPS,))[0])
         lift_constants(model)
+        counts[OUTPUTS] += drop_outputs(model, keep)
+        picked, reasons[LAYERS] = pick_before_heads(model)
+        counts[LAYERS] += picked
+        _remove_dead(model, counts)
         _merge_equal(model, counts)
         _remove_dead(model, counts)
         if counts.total() == before:
@@ -92,7 +104,7 @@ def clean(model: ir.Model) -> tuple[ir.Model, dict[str, int], dict[str, tuple[st
     for node in model.graph:
         for value in node.outputs:
             value.metadata_props.pop(FOLDED_FROM_KEY, None)
-    return model, dict(counts), reasons
+    return model, dict(counts), {name: why for name, why in reasons.items() if why}
 
 
 def _prepare(model: ir.Model, counts: Counter[str]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 import onnx_ir as ir
@@ -75,13 +75,22 @@ def load(proto: onnx.ModelProto) -> ir.Model:
     return model
 
 
-def verify(model: ir.Model, before: Signature, stage: str) -> None:
+def verify(model: ir.Model, before: Signature, stage: str, keep: Collection[str] | None = None) -> None:
     """Check the result of `stage` and declare its outputs as before.
+
+    Args:
+        model: the result.
+        before: the signature of what the stage was given.
+        stage: its name, for messages.
+        keep: the outputs that must still be there, where the stage may drop others; None: all of them.
 
     Raises:
         NotVerified: names, types or shapes of inputs or outputs or the metadata changed, or the checker refuses.
     """
     after = signature_of(model)
+    if keep is not None:
+        left = {tensor.name for tensor in after.outputs}.union(keep)
+        before = replace(before, outputs=tuple(one for one in before.outputs if one.name in left))
     same = {
         "inputs": _agree(before.inputs, after.inputs),
         "outputs": _agree(before.outputs, after.outputs),
