@@ -2,12 +2,14 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vitesse import cli
-from vitesse.cli import main, milliseconds
+from vitesse.cli import axes, gridsample, height_width, main, milliseconds, setting
+from vitesse.recipe import SourceOptions
 
 
 def test_help_answers_fast_enough_to_be_asked_often() -> None:
@@ -104,3 +106,52 @@ def test_the_command_line_wins_over_the_recipe_file(tmp_path: Path) -> None:
     recipe = cli.recipe_from(options)
     assert (recipe.target, recipe.max_drop, recipe.latency_budget_ms) == ("openvino", 1.0, 16.0)
     assert recipe.data.limit == 7
+
+
+def test_sizes_axes_and_settings_are_read_as_people_write_them() -> None:
+    assert height_width("800x1333") == height_width("800×1333") == [800, 1333]
+    assert axes("batch, height,width") == ["batch", "height", "width"]
+    assert axes("none") == []
+    assert setting("heads=8") == ("heads", "8")
+    assert gridsample("gather") == ["grid_sample"]
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "words"),
+    [
+        (height_width, "800", "write HEIGHTxWIDTH"),
+        (height_width, "0.5x3", "write HEIGHTxWIDTH"),
+        (setting, "heads", "write KEY=VALUE"),
+        (setting, "=8", "write KEY=VALUE"),
+        (gridsample, "keep", "write gather"),
+    ],
+)
+def test_what_is_written_otherwise_is_refused_with_an_example(
+    read: Callable[[str], object], text: str, words: str
+) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=words):
+        read(text)
+
+
+def test_options_about_the_model_reach_the_recipe() -> None:
+    parser = cli.build_parser()
+    text = "optimize m.pth --data d --weights w --size 64x96 --dynamic none --opset 19 --set heads=4"
+    options = parser.parse_args([*text.split(), "--set", "dilation=true", "--gridsample", "gather"])
+    recipe = cli.recipe_from(options)
+    assert recipe.lower == ("grid_sample",)
+    assert recipe.source == SourceOptions(
+        "w", opset=19, dynamic=(), size=(64, 96), settings={"heads": "4", "dilation": "true"}
+    )
+    assert cli.recipe_from(parser.parse_args(["optimize", "m.pth", "--data", "d"])).source == SourceOptions()
+
+
+def test_export_refuses_a_name_that_is_not_onnx(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["export", "model.onnx", "-o", str(tmp_path / "out.bin")]) == 2
+    assert "expected: a path that ends in .onnx" in capsys.readouterr().err
+
+
+def test_a_preset_beside_a_source_that_knows_itself_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["export", "x.npz", "--preset", "vit", "-o", str(tmp_path / "out.onnx")]) == 2
+    assert "give --spec spec.toml to feed it otherwise" in capsys.readouterr().err
