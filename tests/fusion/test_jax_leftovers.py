@@ -13,7 +13,7 @@ import pytest
 import fusing
 from fusing import normal
 from vitesse.fusion import attention_einsum
-from vitesse.fusion.gather_transposed import GATHER_OF_TRANSPOSE
+from vitesse.fusion.picked_index import PICKED_INDEX
 from vitesse.fusion.rules import Fusion, apply
 
 EINSUM = Fusion("einsum_to_matmul", attention_einsum.rules())
@@ -102,7 +102,7 @@ def test_one_index_is_picked_before_the_transpose(perm: str, axis: int, index: i
     body = PICK.format(perm=perm, axis=axis, index=index)
     model = parse(body, "float[b,5,6] x", f"float[{output}] y")
     before, x = parse(body, "float[b,5,6] x", f"float[{output}] y"), normal(3, 5, 6)
-    count, _ = fuse(model, GATHER_OF_TRANSPOSE)
+    count, _ = fuse(model, PICKED_INDEX)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     assert count == 1 and "Transpose" not in ops(model)
     np.testing.assert_array_equal(run(model, x=x), run(before, x=x))
@@ -114,7 +114,7 @@ def test_a_transpose_that_others_read_stays_while_the_pick_moves() -> None:
     body = PICK.format(perm="1,0,2", axis=0, index=2) + " z = Neg(t)"
     model = parse(body, "float[b,5,6] x", "float[b,6] y, float[5,b,6] z")
     x = normal(3, 5, 6)
-    count, _ = fuse(model, GATHER_OF_TRANSPOSE)
+    count, _ = fuse(model, PICKED_INDEX)
     assert count == 1 and "Transpose" in ops(model)
     picked, rest = fusing.run(ir.to_proto(model), {"x": x})
     np.testing.assert_array_equal(picked, x[:, 2])
@@ -123,7 +123,7 @@ def test_a_transpose_that_others_read_stays_while_the_pick_moves() -> None:
 
 def test_a_transpose_that_reorders_what_is_not_picked_stays() -> None:
     model = parse(PICK.format(perm="1,2,0", axis=0, index=0), "float[b,5,6] x", "float[6,b] y")
-    count, reasons = fuse(model, GATHER_OF_TRANSPOSE)
+    count, reasons = fuse(model, PICKED_INDEX)
     assert count == 0 and "also reorders the axes that are not picked" in reasons
 
 
@@ -131,5 +131,44 @@ def test_a_pick_at_an_index_that_is_fed_stays() -> None:
     model = parse(
         "t = Transpose<perm=[1,0,2]>(x) y = Gather<axis=0>(t, i)", "float[b,5,6] x, int64 i", "float[b,6] y"
     )
-    count, reasons = fuse(model, GATHER_OF_TRANSPOSE)
+    count, reasons = fuse(model, PICKED_INDEX)
     assert count == 0 and "not one constant number" in reasons
+
+
+SQUEEZED = (
+    "s = Constant<value_ints=[{starts}]>() e = Constant<value_ints=[{ends}]>() a = Constant<value_ints=[{axes}]>() "
+    "q = Constant<value_ints=[{squeezed}]>() p = Slice(x, s, e, a) y = Squeeze(p, q)"
+)
+
+
+@pytest.mark.parametrize(
+    ("starts", "ends", "axes", "squeezed", "index"),
+    [("0,0,0", "3,1,6", "0,1,2", 1, 0), ("2", "3", "1", -2, 2), ("4,0", "5,99", "-2,-1", 1, 4)],
+    ids=["all axes named", "one axis", "axes from the right"],
+)
+def test_a_slice_of_one_that_is_squeezed_is_a_pick(
+    starts: str, ends: str, axes: str, squeezed: int, index: int
+) -> None:
+    body = SQUEEZED.format(starts=starts, ends=ends, axes=axes, squeezed=squeezed)
+    model, x = parse(body, "float[3,5,6] x", "float[3,6] y"), normal(3, 5, 6)
+    count, _ = fuse(model, PICKED_INDEX)
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    assert count == 1 and set(ops(model)) == {"Constant", "Gather"}
+    np.testing.assert_array_equal(run(model, x=x), x[:, index])
+
+
+@pytest.mark.parametrize(
+    ("starts", "ends", "axes", "inputs", "output"),
+    [
+        ("0,2", "1,5", "1,2", "float[3,5,6] x", "float[3,3] y"),
+        ("-1", "9", "1", "float[3,5,6] x", "float[3,6] y"),
+        ("0,0", "3,1", "0,1", "float[b,5,6] x", "float[c,6] y"),
+    ],
+    ids=["another axis is cut", "from the end", "the batch may be cut"],
+)
+def test_a_slice_that_is_more_than_a_pick_stays(
+    starts: str, ends: str, axes: str, inputs: str, output: str
+) -> None:
+    model = parse(SQUEEZED.format(starts=starts, ends=ends, axes=axes, squeezed=1), inputs, output)
+    count, reasons = fuse(model, PICKED_INDEX)
+    assert count == 0 and "also cuts an axis that is not picked, or counts from the end" in reasons

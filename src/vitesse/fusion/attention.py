@@ -9,7 +9,7 @@ from vitesse.fusion import (
     attention_scores,
     attention_selected,
 )
-from vitesse.fusion.gather_transposed import GATHER_OF_TRANSPOSE
+from vitesse.fusion.picked_index import PICKED_INDEX
 from vitesse.fusion.rules import Fusion
 
 ATTENTION_FUSIONS: tuple[Fusion, ...] = (
@@ -17,6 +17,6 @@ ATTENTION_FUSIONS: tuple[Fusion, ...] = (
     Fusion("attention", attention_scores.rules(), opset=23, commute=False),
     Fusion("attention_heads", attention_heads.rules(), opset=23, commute=False),
     Fusion("linear_between_layouts", attention_linear.rules()),
-    GATHER_OF_TRANSPOSE,
+    PICKED_INDEX,
     Fusion("selected_token", attention_selected.rules(), commute=False),
 )
