@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -97,8 +98,8 @@ def _open_onnx(file: Path, preset: str | None, spec: str | Path | None) -> Artif
 
 
 def clean(artifact: Artifact, store: Store | None = None) -> Built:
-    """Fold constants, remove dead code and shape arithmetic; outputs stay the same up to rounding."""
-    return _rewrite("clean", clean_model, artifact, store)
+    """Fold constants, remove dead code, shape arithmetic and auxiliary heads; what the spec reads stays the same."""
+    return _rewrite("clean", partial(clean_model, keep=artifact.spec.outputs.values()), artifact, store)
 
 
 def fuse(artifact: Artifact, store: Store | None = None) -> Built:

@@ -118,6 +118,16 @@ def test_nan_in_the_same_place_of_both_is_still_a_finding() -> None:
     assert parity is not None and parity.cosine == -1.0
 
 
+def test_an_output_that_the_spec_does_not_read_may_be_gone() -> None:
+    both = {"logits": np.ones((1, 64, 5), np.float32), "boxes": np.ones((1, 64, 4), np.float32)}
+    meter = ParityMeter(tiny_graphs.detector_spec())
+    meter.add({**both, "aux": np.ones((5, 1, 64, 5), np.float32)}, both)
+    assert [finding for finding in meter.findings() if finding.kind == "missing"] == []
+    assert [line.output for line in meter.table()] == ["logits", "boxes"]
+    meter.add({**both, "aux": np.ones(5)}, {"logits": both["logits"]})
+    assert [finding.output for finding in meter.findings() if finding.kind == "missing"] == ["boxes"]
+
+
 def test_another_shape_and_a_missing_output_are_findings() -> None:
     reference = [{"a": np.ones((1, 3)), "b": np.ones((1, 3))}]
     meter = _compared(reference, [{"a": np.ones((1, 4)), "c": np.ones(1)}])
