@@ -52,7 +52,7 @@ def matched_ms(
 
 
 def _direct(kernel: Kernel, modules: Modules) -> Place | None:
-    found = (modules.place_of(name) for name in kernel.origins)
+    found = (modules.place_of(name, kernel.operator) for name in kernel.origins)
     return next((place for place in found if place is not None), None)
 
 

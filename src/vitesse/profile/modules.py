@@ -13,6 +13,7 @@ from enum import StrEnum
 
 import onnx
 
+from vitesse.profile.families import family
 from vitesse.profile.graph import Flow
 from vitesse.profile.parts import FLOW, Part, has_decoder, part_by_name
 from vitesse.profile.structure import SELECTION, parts_by_structure
@@ -20,6 +21,9 @@ from vitesse.scopes import Path, path_in_name, path_of
 
 # These carry the weights; a graph is named when most of them are.
 WORK = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "MultiHeadAttention", "Einsum"})
+# Families of operators that runtimes fuse what follows into, and how many nodes one kernel holds at most.
+_LAYERS = frozenset({"convolution", "linear layer"})
+_MOST_FUSED = 6
 # They belong to what they feed, as they are there for its sake.
 _SERVANTS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
@@ -44,15 +48,29 @@ class Place:
 class Modules:
     """The place of every node of a graph, in its order (`places`), by output tensor or node name (`place_of`)."""
 
-    def __init__(self, nodes: Sequence[onnx.NodeProto], places: Sequence[Place]) -> None:
+    def __init__(self, flow: Flow, places: Sequence[Place]) -> None:
         self.places = tuple(places)
-        self._by_name = {node.name: at for at, node in enumerate(nodes) if node.name}
-        self._by_tensor = {output: at for at, node in enumerate(nodes) for output in node.output if output}
+        self._flow = flow
+        self._by_name = {node.name: at for at, node in enumerate(flow.nodes) if node.name}
 
-    def place_of(self, name: str) -> Place | None:
-        """Return the place of the node that makes the tensor `name`, or is called `name`; None when there is none."""
-        at = self._by_tensor.get(name, self._by_name.get(name))
-        return None if at is None else self.places[at]
+    def place_of(self, name: str, operator: str = "") -> Place | None:
+        """Return the place of the node that makes the tensor `name`, or is called `name`; None when there is none.
+
+        A runtime's kernel may be a layer with what follows it, and have only the last tensor's name: of a kernel
+        whose `operator` is a layer, the place is that of the layer.
+        """
+        at = self._flow.producer.get(name, self._by_name.get(name))
+        return None if at is None else self.places[self._layer(at, family(operator))]
+
+    def _layer(self, at: int, kind: str) -> int:
+        """Return the nearest node of a kind before the node, or itself."""
+        level = [at]
+        for _ in range(_MOST_FUSED if kind in _LAYERS else 0):
+            for one in level:
+                if family(self._flow.nodes[one].op_type) == kind:
+                    return one
+            level = [before for one in level for before in self._flow.before[one]]
+        return at
 
     def found(self) -> dict[Found, int]:
         """Return how many nodes were placed which way."""
@@ -75,7 +93,7 @@ def modules_of(model: onnx.ModelProto) -> Modules:
         ]
     else:
         places = _Spreading(flow, paths, named).run()
-    return Modules(flow.nodes, places)
+    return Modules(flow, places)
 
 
 def _path(node: onnx.NodeProto) -> Path | None:
