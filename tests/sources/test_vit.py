@@ -1,113 +1,134 @@
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from shared_data import shared
+from fusing import normal, ops, run
+from sources import vit_files as files
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[torch]'")
 
-from vitesse.errors import ModelError  # noqa: E402
-from vitesse.sources import vit  # noqa: E402
+from vitesse.fusion import clean_model, fuse_model  # noqa: E402
+from vitesse.sources.source import Exported, ExportOptions  # noqa: E402
+from vitesse.sources.vit import Block, Pooling, ViT, ViTConfig, resized  # noqa: E402
+from vitesse.sources.vit_checkpoint import open_vit  # noqa: E402
+from vitesse.sources.vit_resnet import StemConfig  # noqa: E402
+
+ANY_SIZE = frozenset({"batch", "height", "width"})
 
 
-def checkpoint(path: Path, **changes: np.ndarray | None) -> Path:
-    """Write a tiny random checkpoint in the layout of the released ones; `changes` sets or drops (None) arrays."""
-    random = np.random.default_rng(0)
-    block = "Transformer/encoderblock_0/"
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+    """Export the tiny checkpoint; what several tests want is made once."""
+
+    @cache
+    def made(token: bool = True, **options: Any) -> Exported:
+        path = files.save(tmp_path_factory.mktemp("vit") / "vit.npz", files.arrays(token=token))
+        return open_vit(path).export(ExportOptions(**options))
+
+    return made
+
+
+def finished(model: onnx.ModelProto) -> onnx.ModelProto:
+    return fuse_model(clean_model(model).model).model
+
+
+def largest_difference(found: Exported, model: onnx.ModelProto, *shape: int) -> float:
+    feeds = {"images": normal(*shape)}
+    wanted = found.reference(feeds)["logits"]
+    assert wanted.std() > 0.1
+    return float(np.abs(run(model, feeds)[0] - wanted).max())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"opset": 21, "dynamic": frozenset()}], ids=["default", "fixed batch"]
+)
+def test_the_graph_has_one_node_for_every_norm_attention_and_gelu_and_never_asks_for_the_batch(
+    exported: Callable[..., Exported], options: dict[str, Any]
+) -> None:
+    found = exported(**options)
+    assert ops(found.model)["LayerNormalization"] == 5 and ops(found.model)["Conv"] == 1
+    model = finished(found.model)
+    counted = ops(model)
+    assert (counted["LayerNormalization"], counted["Attention"], counted["Gelu"]) == (5, 2, 2)
+    assert not set(counted) & {"Shape", "Gather", "Expand", "Concat", "Where", "Identity"}, counted
+    for batch in (1,) if options else (1, 3):
+        for graph in (found.model, model):
+            assert largest_difference(found, graph, batch, 3, 8, 8) < 1e-5
+
+
+def test_after_the_last_attention_only_the_class_token_is_computed(exported: Callable[..., Exported]) -> None:
+    model = onnx.shape_inference.infer_shapes(exported().model)
     shapes = {
-        "cls": (1, 1, 8),
-        "embedding/kernel": (4, 4, 3, 8),
-        "embedding/bias": (8,),
-        "Transformer/posembed_input/pos_embedding": (1, 5, 8),
-        **{f"{block}LayerNorm_{n}/{leaf}": (8,) for n in (0, 2) for leaf in ("scale", "bias")},
-        **{f"{block}MultiHeadDotProductAttention_1/{p}/kernel": (8, 2, 4) for p in ("query", "key", "value")},
-        **{f"{block}MultiHeadDotProductAttention_1/{p}/bias": (2, 4) for p in ("query", "key", "value")},
-        f"{block}MultiHeadDotProductAttention_1/out/kernel": (2, 4, 8),
-        f"{block}MultiHeadDotProductAttention_1/out/bias": (8,),
-        f"{block}MlpBlock_3/Dense_0/kernel": (8, 16),
-        f"{block}MlpBlock_3/Dense_0/bias": (16,),
-        f"{block}MlpBlock_3/Dense_1/kernel": (16, 8),
-        f"{block}MlpBlock_3/Dense_1/bias": (8,),
-        "Transformer/encoder_norm/scale": (8,),
-        "Transformer/encoder_norm/bias": (8,),
-        "head/kernel": (8, 3),
-        "head/bias": (3,),
+        value.name: [entry.dim_value for entry in value.type.tensor_type.shape.dim]
+        for value in model.graph.value_info
     }
-    arrays: dict[str, np.ndarray | None] = {
-        name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()
-    }
-    arrays.update(changes)
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
-    return path
+    norms = [shapes[node.output[0]][1] for node in model.graph.node if node.op_type == "LayerNormalization"]
+    assert norms == [5, 5, 5, 1, 1]
 
 
-def numpy_forward(path: Path, image: np.ndarray) -> np.ndarray:
-    """The forward pass of the paper in float64 for one block, straight from the arrays."""
-    with np.load(path, allow_pickle=False) as stored:
-        a = {name: stored[name].astype(np.float64) for name in stored.files}
-
-    def norm(x: np.ndarray, name: str) -> np.ndarray:
-        centred = x - x.mean(-1, keepdims=True)
-        return (
-            centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * a[f"{name}/scale"]
-            + a[f"{name}/bias"]
-        )
-
-    patches = image.reshape(2, 4, 2, 4, 3).transpose(0, 2, 1, 3, 4).reshape(4, 4, 4, 3)
-    x = np.einsum("nijc,ijcd->nd", patches, a["embedding/kernel"]) + a["embedding/bias"]
-    x = np.concatenate([a["cls"][0], x]) + a["Transformer/posembed_input/pos_embedding"][0]
-    block = "Transformer/encoderblock_0/"
-    y, mha = norm(x, f"{block}LayerNorm_0"), f"{block}MultiHeadDotProductAttention_1/"
-    q, k, v = (
-        np.einsum("td,dhe->hte", y, a[f"{mha}{p}/kernel"]) + a[f"{mha}{p}/bias"][:, None]
-        for p in ("query", "key", "value")
-    )
-    scores = np.exp(q @ k.transpose(0, 2, 1) / 2.0)
-    mixed = (scores / scores.sum(-1, keepdims=True)) @ v
-    x = x + np.einsum("hte,hed->td", mixed, a[f"{mha}out/kernel"]) + a[f"{mha}out/bias"]
-    y = (
-        norm(x, f"{block}LayerNorm_2") @ a[f"{block}MlpBlock_3/Dense_0/kernel"]
-        + a[f"{block}MlpBlock_3/Dense_0/bias"]
-    )
-    y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
-    x = x + y @ a[f"{block}MlpBlock_3/Dense_1/kernel"] + a[f"{block}MlpBlock_3/Dense_1/bias"]
-    return np.asarray(norm(x, "Transformer/encoder_norm")[0] @ a["head/kernel"] + a["head/bias"])
-
-
-def test_a_checkpoint_gives_what_the_formulas_of_the_paper_give_in_float64(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "vit.npz")
-    image = np.random.default_rng(1).standard_normal((8, 8, 3))
-    model = vit.load_npz(path)
+def test_computing_only_the_first_tokens_of_a_block_changes_none_of_them() -> None:
+    torch.manual_seed(0)
+    block = Block(ViTConfig((8, 8), 4, 8, 1, 2, 16, 3)).eval()
+    x = torch.randn(2, 5, 8)
     with torch.no_grad():
-        found = model(torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)))[0].numpy()
-    np.testing.assert_allclose(found, numpy_forward(path, image), atol=2e-5)
+        torch.testing.assert_close(block(x, 1), block(x)[:, :1])
+        assert block(x, 2).shape == (2, 2, 8)
 
 
-def test_the_trained_checkpoint_has_the_sizes_its_readme_states() -> None:
-    model = vit.load_npz(shared("vit_fashion") / "vit_fashion.npz")
-    assert model.config == vit.ViTConfig(56, 8, 128, 6, 4, 512, 10)
-    assert 1.215e6 < sum(parameter.numel() for parameter in model.parameters()) < 1.225e6
+def test_a_graph_for_another_size_holds_the_resized_position_embedding(
+    exported: Callable[..., Exported],
+) -> None:
+    found = exported(size=(16, 21))
+    assert found.spec.preprocessing.size == (16, 21)
+    assert "Resize" not in ops(found.model)
+    assert largest_difference(found, finished(found.model), 3, 3, 16, 21) < 1e-5
 
 
-def test_a_missing_array_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no array 'embedding/kernel'"):
-        vit.load_npz(checkpoint(tmp_path / "vit.npz", **{"embedding/kernel": None}))
+@pytest.mark.parametrize("token", [True, False], ids=["class token", "gap"])
+def test_height_and_width_can_stay_open(exported: Callable[..., Exported], token: bool) -> None:
+    found = exported(token, dynamic=ANY_SIZE, size=(12, 16))
+    assert found.stride == 4
+    model = finished(found.model)
+    assert ops(model)["Resize"] == 1 and ops(model)["Attention"] == 2
+    for shape in ((1, 3, 8, 8), (3, 3, 20, 12), (2, 3, 12, 16)):
+        for graph in (found.model, model):
+            assert largest_difference(found, graph, *shape) < 1e-5
 
 
-def test_an_array_of_another_variant_is_listed_and_not_dropped(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"not understood .*pre_logits\.weight"):
-        vit.load_npz(checkpoint(tmp_path / "vit.npz", **{"pre_logits/kernel": np.zeros((8, 8), np.float32)}))
+def test_the_open_graph_gives_what_the_fixed_one_gives(tmp_path: Path) -> None:
+    images = torch.from_numpy(normal(2, 3, 12, 20))
+    source = open_vit(files.save(tmp_path / "vit.npz", files.arrays()))
+    fixed = source.build(ExportOptions(size=(12, 20))).module
+    open_size = source.build(ExportOptions(dynamic=ANY_SIZE)).module
+    with torch.no_grad():
+        torch.testing.assert_close(open_size(images), fixed(images), atol=1e-5, rtol=0)
 
 
-def test_a_pickled_array_is_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "evil.npz", cls=np.array([print], dtype=object))
-    with pytest.raises(ModelError, match="needs pickle, which is refused"):
-        vit.load_npz(tmp_path / "evil.npz")
+def test_sizes_of_the_grid_follow_from_the_image() -> None:
+    plain = ViTConfig((224, 250), 16, 8, 1, 2, 16, 3)
+    assert (plain.stride, plain.grid, plain.tokens) == (16, (14, 15), 14 * 15 + 1)
+    hybrid = ViTConfig((224, 250), 1, 8, 1, 2, 16, 3, Pooling.GAP, stem=StemConfig(32, (1, 1, 1)))
+    assert (hybrid.stride, hybrid.grid, hybrid.tokens) == (16, (14, 16), 14 * 16)
 
 
-def test_a_truncated_download_is_named(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "vit.npz")
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ModelError, match="the download was cut off"):
-        vit.load_npz(path)
+def test_resizing_keeps_the_corners() -> None:
+    grid = torch.randn(1, 4, 3, 5)
+    larger = resized(grid, (7, 9))
+    assert larger.shape == (1, 4, 7, 9)
+    for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        torch.testing.assert_close(larger[..., corner[0], corner[1]], grid[..., corner[0], corner[1]])
+
+
+def test_attention_pooling_ends_in_one_vector() -> None:
+    torch.manual_seed(0)
+    model = ViT(ViTConfig((8, 8), 4, 8, 2, 2, 16, 3, Pooling.MAP)).eval()
+    names = Counter(name.split(".")[0] for name in model.state_dict())
+    assert names["pool"] == 15 and names["position"] == 1
+    with torch.no_grad():
+        assert model(torch.zeros(5, 3, 8, 8)).shape == (5, 3)

@@ -121,7 +121,7 @@ class FixedPosition(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.before = int(config.pooling is Pooling.TOKEN)
-        self.tokens = nn.Parameter(torch.randn(1, config.tokens, config.hidden) * 0.02)
+        self.tokens = nn.Parameter(torch.zeros(1, config.tokens, config.hidden))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Return (batch, tokens, hidden)."""
@@ -137,7 +137,7 @@ class ResizedPosition(nn.Module):
         self.class_token = (
             nn.Parameter(torch.zeros(1, 1, config.hidden)) if config.pooling is Pooling.TOKEN else None
         )
-        self.grid = nn.Parameter(torch.randn(1, config.hidden, *config.grid) * 0.02)
+        self.grid = nn.Parameter(torch.zeros(1, config.hidden, *config.grid))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Return (batch, tokens, hidden)."""

@@ -171,7 +171,9 @@ def describe(config: ViTConfig) -> str:
              (1280, 32): "H", (1408, 40): "g", (1664, 48): "G"}  # fmt: skip
     sizes = f"ViT of {config.layers} layers, {config.hidden} wide, patch {config.stride}"
     letter = known.get((config.hidden, config.layers))
-    name = f"ViT-{letter}/{config.stride}" if letter else sizes
+    # The published names count a stem without stages as halving the image once, though it does so twice.
+    patch = 2 * config.patch if config.stem and not config.stem.depths else config.stride
+    name = f"ViT-{letter}/{patch}" if letter else sizes
     if config.stem is None:
         return name
     # Three convolutions a unit, and by custom the root and the head count as one layer each.
