@@ -26,6 +26,11 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in _FOLDER.iterdir() if entry.name.endswith(".toml")))
 
 
+def read_preset(name: str) -> Mapping[str, Any]:
+    """Return the content of a preset that exists: `title`, `labels` and `variant`."""
+    return tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+
+
 def fit_preset(name: str, model: onnx.ModelProto) -> ModelSpec:
     """Return the spec of the preset's first variant that fits the graph.
 
@@ -38,7 +43,7 @@ def fit_preset(name: str, model: onnx.ModelProto) -> ModelSpec:
     """
     if name not in preset_names():
         raise UsageError(f"no preset {name!r}", expected=f"one of: {', '.join(preset_names())}")
-    preset = tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    preset = read_preset(name)
     misfits = []
     for variant in preset["variant"]:
         try:
