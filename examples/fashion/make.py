@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import nn
 
 from vitesse.export.torch_onnx import Network, trace
 from vitesse.metadata import serialise
-from vitesse.sources import detr
+from vitesse.sources.detr_checkpoint import load_detr, network
 from vitesse.sources.source import ExportOptions
 from vitesse.sources.vit_checkpoint import load_vit
 from vitesse.spec import Decode, ModelSpec, Preprocessing, Resize, Task
@@ -70,8 +69,8 @@ def main() -> None:
 
 def make_detr(source: Path, out: Path) -> None:
     """Write detr_fashion.onnx and the first scenes of both splits."""
-    model = detr.load_checkpoint(source / "detr_fashion.pth", size=(256, 256))
-    export(model, torch.zeros(2, 3, 256, 256), DETR_SPEC, out / "detr_fashion.onnx")
+    model = load_detr(source / "detr_fashion.pth")
+    export(network(model, DETR_SPEC, ExportOptions()), out / "detr_fashion.onnx")
     for split, count in (("val", DETR_VAL), ("calib", DETR_CALIB)):
         copy_coco(source, out / "detr", split, count)
 
@@ -79,7 +78,8 @@ def make_detr(source: Path, out: Path) -> None:
 def make_vit(source: Path, out: Path) -> None:
     """Write vit_fashion.onnx and an even share of each class."""
     model = load_vit(source / "vit_fashion.npz")
-    export(model, torch.zeros(2, 3, 56, 56), VIT_SPEC, out / "vit_fashion.onnx")
+    images = {"images": torch.zeros(2, 3, 56, 56)}
+    export(Network(model, images, ("logits",), VIT_SPEC, {"images": {0: "batch"}}), out / "vit_fashion.onnx")
     for split, count in (("val", VIT_VAL), ("calib", VIT_CALIB)):
         for folder in sorted((source / split).iterdir()):
             copy_images(
@@ -87,11 +87,9 @@ def make_vit(source: Path, out: Path) -> None:
             )
 
 
-def export(model: nn.Module, example: torch.Tensor, spec: ModelSpec, path: Path) -> None:
+def export(built: Network, path: Path) -> None:
     """Export as FP32 opset 18 and store the large weights as FP16."""
-    axes = {"images": {0: "batch"}}
-    network = Network(model, {"images": example}, tuple(spec.outputs.values()), spec, axes)
-    path.write_bytes(serialise(trace(network, ExportOptions()), spec))
+    path.write_bytes(serialise(trace(built, ExportOptions()), built.spec))
     graph = ir.load(path)
     store_weights_as_fp16(graph)
     ir.save(graph, path)

@@ -1,35 +1,49 @@
 """DETR of Carion et al. (2020, arXiv:2005.12872) with the state-dict names of facebookresearch/detr.
 
-A ResNet of bottleneck blocks with frozen BatchNorm, a post-norm transformer, learned queries, and two heads. Only the
-last decoder layer feeds the heads: the auxiliary heads exist for training alone, and the stack over layers with its
-trailing index −1 is what some runtimes get wrong. `forward_all` keeps them, for comparison.
+    images ─▶ ResNet ─▶ input_proj ─▶ encoder ─▶ decoder ─▶ class_embed, bbox_embed ─▶ logits, boxes
+                 └ size ─▶ position ─────┴──────────┘ └ query_embed
 
-The image size is fixed when the model is built, so the sine position embedding is a constant.
+Only the last decoder layer feeds the heads: the auxiliary heads exist for training alone, and the stack over layers
+with its trailing index −1 is what some runtimes get wrong. `keep_aux` builds them as the original does, to compare.
+
+A model exported for one size has its position embedding baked in. For any size the position embedding and the mask of
+the padding are computed from the size of each image, in closed form: the original's running sums over a mask of pixels
+are what TensorRT miscompiles.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import pickle
-import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.errors import ModelError
-
 
 @dataclass(frozen=True)
 class DETRConfig:
-    """Sizes of a DETR. `size` is the image (height, width) in pixels, multiples of 32; `heads` is not in the shapes."""
+    """Sizes of a DETR.
 
-    size: tuple[int, int]
+    Args:
+        stem: channels of the first convolution.
+        widths: channels of the 3×3 convolutions of the four stages.
+        channels: output channels of the four stages.
+        depths: blocks of the four stages.
+        bottleneck: blocks of 1×1, 3×3 and 1×1 convolutions (ResNet-50 and larger), else of two 3×3 (18, 34).
+        groups: of the 3×3 convolutions (1; ResNeXt 32).
+        dilation: DC5: the last stage keeps its resolution and dilates instead.
+        logits: classes and no-object.
+        pre_norm: LayerNorm before attention and feed-forward instead of after, and one more after the encoder.
+        learned_cells: rows and columns of a learned position embedding; 0: sine.
+    """
+
     stem: int
-    planes: tuple[int, ...]
+    widths: tuple[int, ...]
+    channels: tuple[int, ...]
     depths: tuple[int, ...]
     hidden: int
     heads: int
@@ -38,6 +52,16 @@ class DETRConfig:
     decoder_layers: int
     queries: int
     logits: int
+    bottleneck: bool = True
+    groups: int = 1
+    dilation: bool = False
+    pre_norm: bool = False
+    learned_cells: int = 0
+
+    @property
+    def stride(self) -> int:
+        """Pixels a feature cell, along each axis; an image that is no multiple of it gets one more cell."""
+        return 16 if self.dilation else 32
 
 
 class FrozenBatchNorm(nn.Module):
@@ -48,136 +72,251 @@ class FrozenBatchNorm(nn.Module):
         for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             self.register_buffer(name, torch.full((channels,), value))
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Return (scale, shift) per channel in float64: y = scale · x + shift."""
+        names = ("weight", "bias", "running_mean", "running_var")
+        weight, bias, mean, variance = (self.get_buffer(name).double() for name in names)
+        scale = weight / (variance + 1e-5).sqrt()
+        return scale, bias - mean * scale
+
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor shaped as `x`, (batch, channels, height, width)."""
-        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
-        return F.batch_norm(x, mean, variance, self.get_buffer("weight"), self.get_buffer("bias"), eps=1e-5)
+        scale, shift = (part.to(x.dtype)[:, None, None] for part in self.affine())
+        return x * scale + shift
 
 
-class Bottleneck(nn.Module):
-    """1×1, 3×3 (with the stride), 1×1 convolutions; output has 4 · planes channels."""
+class Block(nn.Module):
+    """1×1, 3×3, 1×1 convolutions (bottleneck) or two 3×3 (basic); the first 3×3 has the stride."""
 
-    def __init__(self, channels: int, planes: int, stride: int) -> None:
+    def __init__(self, config: DETRConfig, stage: int, channels: int, stride: int, dilation: int) -> None:
         super().__init__()
-        out = 4 * planes
-        self.conv1, self.bn1 = nn.Conv2d(channels, planes, 1, bias=False), FrozenBatchNorm(planes)
-        self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False), FrozenBatchNorm(planes)
-        self.conv3, self.bn3 = nn.Conv2d(planes, out, 1, bias=False), FrozenBatchNorm(out)
+        width, out = config.widths[stage], config.channels[stage]
+        before = width if config.bottleneck else channels
+        strided = nn.Conv2d(before, width, 3, stride, dilation, dilation, config.groups, bias=False)
+        if config.bottleneck:
+            first, last = nn.Conv2d(channels, width, 1, bias=False), nn.Conv2d(width, out, 1, bias=False)
+            convolutions = [first, strided, last]
+        else:
+            convolutions = [strided, nn.Conv2d(width, out, 3, padding=1, bias=False)]
+        for index, convolution in enumerate(convolutions, start=1):
+            self.add_module(f"conv{index}", convolution)
+            self.add_module(f"bn{index}", FrozenBatchNorm(convolution.out_channels))
+        self.convolutions = len(convolutions)
         self.downsample = None
         if stride != 1 or channels != out:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels, out, 1, stride, bias=False), FrozenBatchNorm(out)
-            )
+            shortcut = nn.Conv2d(channels, out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, FrozenBatchNorm(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (batch, 4 · planes, height / stride, width / stride)."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
+        """Return (batch, channels of the stage, height / stride, width / stride)."""
+        y = x
+        for index in range(1, self.convolutions + 1):
+            y = self.get_submodule(f"bn{index}")(self.get_submodule(f"conv{index}")(y))
+            y = F.relu(y) if index < self.convolutions else y
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
 class ResNet(nn.Module):
-    """Images (batch, 3, H, W) → features (batch, 4 · last planes, H / 32, W / 32)."""
+    """Images (batch, 3, H, W) → features (batch, last channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
 
     def __init__(self, config: DETRConfig) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, config.stem, 7, 2, 3, bias=False), FrozenBatchNorm(config.stem)
-        channels, stages = config.stem, []
-        for index, (planes, depth) in enumerate(zip(config.planes, config.depths, strict=True)):
+        channels = config.stem
+        for stage in range(4):
+            dilated = config.dilation and stage == 3
             blocks = []
-            for block in range(depth):
-                blocks.append(Bottleneck(channels, planes, 2 if block == 0 and index > 0 else 1))
-                channels = 4 * planes
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+            for index in range(config.depths[stage]):
+                stride = 2 if index == 0 and stage > 0 and not dilated else 1
+                # The first block of a dilated stage keeps the dilation of the stage before it, as in torchvision.
+                blocks.append(Block(config, stage, channels, stride, 2 if dilated and index > 0 else 1))
+                channels = config.channels[stage]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of the last stage."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        features: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return features
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return x
+
+
+class SinePosition(nn.Module):
+    """Fixed position embedding (DETR, appendix A.4).
+
+    Cell i of an axis whose first n cells show the image sits at 2π · (i + 1) / (n + 1e-6); temperature 10000.
+    """
+
+    def __init__(self, config: DETRConfig) -> None:
+        super().__init__()
+        features = config.hidden // 2
+        exponents = 2 * torch.arange(features // 2, dtype=torch.float32) / features
+        self.register_buffer("frequencies", 10000**exponents, persistent=False)
+
+    def forward(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return (images, rows · columns, hidden), the features of y first.
+
+        `rows` and `columns`: bool (images, cells of the axis), whether they show the image; those that do are first.
+        """
+        return torch.cat(on_grid(self._axis(rows), self._axis(columns)), dim=3).flatten(1, 2)
+
+    def _axis(self, covered: Tensor) -> Tensor:
+        cells = torch.arange(1, covered.shape[1] + 1, dtype=torch.float32)
+        place = cells / (covered.float().sum(1, keepdim=True) + 1e-6) * (2 * math.pi)
+        angle = place[:, :, None] / self.get_buffer("frequencies")
+        return torch.stack([angle.sin(), angle.cos()], dim=3).flatten(2)
+
+
+class LearnedPosition(nn.Module):
+    """One learned vector a row and one a column, counted over the padding too."""
+
+    def __init__(self, config: DETRConfig) -> None:
+        super().__init__()
+        self.row_embed = nn.Embedding(config.learned_cells, config.hidden // 2)
+        self.col_embed = nn.Embedding(config.learned_cells, config.hidden // 2)
+
+    def forward(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return (1, rows · columns, hidden), the features of x first; arguments as in SinePosition."""
+        y, x = (
+            embedding(torch.arange(covered.shape[1]))[None]
+            for embedding, covered in ((self.row_embed, rows), (self.col_embed, columns))
+        )
+        return torch.cat(on_grid(y, x)[::-1], dim=3).flatten(1, 2)
+
+
+def on_grid(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat (images, rows, n) along the columns and (images, columns, n) along the rows."""
+    rows, columns = y.shape[1], x.shape[1]
+    return y[:, :, None].expand(-1, -1, columns, -1), x[:, None].expand(-1, rows, -1, -1)
+
+
+def covered_cells(cells: int, pixels: int, covered: Tensor) -> Tensor:
+    """Return which `cells` of an axis of `pixels` show the image that covers the first `covered`, int64 (images,).
+
+    Cell i stands for pixel ⌊i · pixels / cells⌋, the nearest-neighbour reduction of the original's mask. Rounded in
+    float32 as torch does it, for one cell more or less shows in the result. Result: bool (images, cells).
+    """
+    step = torch.full((), pixels, dtype=torch.float32) / torch.full((), cells, dtype=torch.float32)
+    return torch.arange(cells, dtype=torch.float32) * step < covered[:, None]
 
 
 class MultiheadAttention(nn.Module):
     """Attention over (batch, tokens, hidden) with packed projection weights, named as in torch.nn."""
 
-    def __init__(self, hidden: int, heads: int) -> None:
+    def __init__(self, config: DETRConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden))
+        self.heads = config.heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * config.hidden, config.hidden))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * config.hidden))
         nn.init.xavier_uniform_(self.in_proj_weight)
-        self.out_proj = nn.Linear(hidden, hidden)
+        self.out_proj = nn.Linear(config.hidden, config.hidden)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return (batch, query tokens, hidden)."""
-        projected = []
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        for x, weight, bias in zip((query, key, value), weights, biases, strict=True):
-            y = F.linear(x, weight, bias)
-            projected.append(y.view(y.shape[0], y.shape[1], self.heads, -1).transpose(1, 2))
-        mixed = F.scaled_dot_product_attention(projected[0], projected[1], projected[2])
-        merged: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        return merged
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return (batch, query tokens, hidden).
+
+        `mask` is added to the scores, float (batch, 1, 1, key tokens). A query of batch 1
+        serves keys of any batch; it is repeated behind its projection, which thus can be folded to a constant.
+        """
+        hidden, projected = query.shape[2], []
+        for index, x in enumerate((query, key, value)):
+            part = slice(index * hidden, (index + 1) * hidden)
+            y = F.linear(x, self.in_proj_weight[part], self.in_proj_bias[part])
+            if x.shape[0] != key.shape[0]:
+                y = y.expand(key.shape[0], -1, -1)
+            projected.append(y.reshape(y.shape[0], y.shape[1], self.heads, -1).transpose(1, 2))
+        q, k, v = projected
+        # Written out: the exporter's form of scaled_dot_product_attention reshapes the keys twice.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+        mixed = (scores if mask is None else scores + mask).softmax(dim=3) @ v
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
-class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, post-norm; positions are added to queries and keys only."""
+class Layer(nn.Module):
+    """What encoder and decoder layers share: the feed-forward, and where the norms stand."""
 
     def __init__(self, config: DETRConfig) -> None:
         super().__init__()
-        self.self_attn = MultiheadAttention(config.hidden, config.heads)
+        self.pre_norm = config.pre_norm
+        self.self_attn = MultiheadAttention(config)
         self.linear1 = nn.Linear(config.hidden, config.feedforward)
         self.linear2 = nn.Linear(config.feedforward, config.hidden)
         self.norm1, self.norm2 = nn.LayerNorm(config.hidden), nn.LayerNorm(config.hidden)
 
-    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(F.relu(self.linear1(x)))
+
+    def _add(self, x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]) -> Tensor:
+        return x + block(norm(x)) if self.pre_norm else norm(x + block(x))
+
+
+class EncoderLayer(Layer):
+    """Self-attention and feed-forward; positions are added to queries and keys only."""
+
+    def forward(self, x: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         """Return (batch, tokens, hidden)."""
-        place = x + position
-        x = self.norm1(x + self.self_attn(place, place, x))
-        normed: Tensor = self.norm2(x + self.linear2(F.relu(self.linear1(x))))
-        return normed
+
+        def attend(y: Tensor) -> Tensor:
+            place = y + position
+            return self.self_attn(place, place, y, mask)
+
+        x = self._add(x, self.norm1, attend)
+        return self._add(x, self.norm2, self._feed_forward)
 
 
-class DecoderLayer(nn.Module):
-    """Self-attention among queries, cross-attention to the memory, feed-forward; post-norm."""
+class DecoderLayer(Layer):
+    """Self-attention among queries, cross-attention to the memory, feed-forward."""
+
+    def __init__(self, config: DETRConfig) -> None:
+        super().__init__(config)
+        self.multihead_attn = MultiheadAttention(config)
+        self.norm3 = nn.LayerNorm(config.hidden)
+
+    def forward(self, x: Tensor, query: Tensor, memory: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
+        """Return (batch, queries, hidden); `place` is memory plus position."""
+
+        def attend(y: Tensor) -> Tensor:
+            return self.self_attn(y + query, y + query, y)
+
+        def look(y: Tensor) -> Tensor:
+            return self.multihead_attn(y + query, place, memory, mask)
+
+        x = self._add(x, self.norm1, attend)
+        x = self._add(x, self.norm2, look)
+        return self._add(x, self.norm3, self._feed_forward)
+
+
+class Encoder(nn.Module):
+    """Encoder layers in a row; pre-norm layers leave their sum unnormalised, so one norm follows them."""
 
     def __init__(self, config: DETRConfig) -> None:
         super().__init__()
-        self.self_attn = MultiheadAttention(config.hidden, config.heads)
-        self.multihead_attn = MultiheadAttention(config.hidden, config.heads)
-        self.linear1 = nn.Linear(config.hidden, config.feedforward)
-        self.linear2 = nn.Linear(config.feedforward, config.hidden)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(config.hidden) for _ in range(3))
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.norm = nn.LayerNorm(config.hidden) if config.pre_norm else None
 
-    def forward(self, x: Tensor, query: Tensor, memory: Tensor, place: Tensor) -> Tensor:
-        """Return (batch, queries, hidden); `query` is the query embedding, `place` is memory plus position."""
-        x = self.norm1(x + self.self_attn(x + query, x + query, x))
-        x = self.norm2(x + self.multihead_attn(x + query, place, memory))
-        normed: Tensor = self.norm3(x + self.linear2(F.relu(self.linear1(x))))
-        return normed
+    def forward(self, x: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the memory (batch, tokens, hidden)."""
+        for layer in self.layers:
+            x = layer(x, position, mask)
+        return x if self.norm is None else self.norm(x)
 
 
-class Stack(nn.Module):
-    """Layers in a row, and a norm where the checkpoint has one (DETR: after the decoder)."""
-
-    def __init__(self, layers: list[nn.Module], norm: nn.Module | None = None) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        if norm is not None:
-            self.norm = norm
-
-
-class Transformer(nn.Module):
-    """Encoder and decoder under the names of the checkpoint."""
+class Decoder(nn.Module):
+    """Decoder layers in a row and the norm in front of the heads."""
 
     def __init__(self, config: DETRConfig) -> None:
         super().__init__()
-        self.encoder = Stack([EncoderLayer(config) for _ in range(config.encoder_layers)])
-        self.decoder = Stack(
-            [DecoderLayer(config) for _ in range(config.decoder_layers)], nn.LayerNorm(config.hidden)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(config.hidden)
+
+    def forward(self, query: Tensor, memory: Tensor, place: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Return (batch, queries, hidden) of every layer, not normalised yet; arguments as in DecoderLayer.
+
+        `query`, the embedding of the queries, has batch 1 (what sees no image is computed once) or the images'.
+        """
+        states = [torch.zeros_like(query)]
+        for layer in self.layers:
+            states.append(layer(states[-1], query, memory, place, mask))
+        return states[1:]
 
 
 class BoxHead(nn.Module):
@@ -185,127 +324,77 @@ class BoxHead(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            [nn.Linear(hidden, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 4)]
-        )
+        sizes = (hidden, hidden, hidden, 4)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, 4)."""
-        raw: Tensor = self.layers[2](F.relu(self.layers[1](F.relu(self.layers[0](x)))))
-        return raw
-
-
-def sine_position(height: int, width: int, hidden: int) -> Tensor:
-    """Sine position embedding (1, height · width, hidden), y half first (DETR, appendix A.4).
-
-    Cell i of n sits at 2π · (i + 1) / (n + 1e-6); temperature 10000 over hidden / 2 features an axis.
-    """
-    frequencies = 10000.0 ** (2 * (torch.arange(hidden // 2) // 2) / (hidden // 2))
-
-    def axis(cells: int) -> Tensor:
-        angle = (torch.arange(1, cells + 1) / (cells + 1e-6) * 2 * math.pi)[:, None] / frequencies
-        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
-
-    y, x = axis(height)[:, None, :], axis(width)[None, :, :]
-    grid = torch.cat([y.expand(-1, width, -1), x.expand(height, -1, -1)], dim=2)
-    return grid.reshape(1, height * width, hidden)
+        return self.layers[2](F.relu(self.layers[1](F.relu(self.layers[0](x)))))
 
 
 class DETR(nn.Module):
-    """Images (batch, 3, H, W), ImageNet-normalised → logits (batch, queries, classes + 1), boxes cxcywh in 0..1."""
+    """Images (batch, 3, H, W), ImageNet-normalised → logits (batch, queries, classes + 1), boxes cxcywh in 0..1.
 
-    def __init__(self, config: DETRConfig) -> None:
+    `keep_aux`: the outputs of the other decoder layers follow, (layers − 1, batch, queries, …), made as the original
+    makes them: a stack of all layers through the heads, and its last entry taken out.
+    """
+
+    def __init__(self, config: DETRConfig, *, keep_aux: bool = False) -> None:
         super().__init__()
-        self.config = config
-        self.backbone = nn.ModuleList([nn.ModuleDict({"body": ResNet(config)})])
-        self.input_proj = nn.Conv2d(4 * config.planes[-1], config.hidden, 1)
-        self.transformer = Transformer(config)
+        self.config, self.keep_aux = config, keep_aux
+        position = LearnedPosition(config) if config.learned_cells else SinePosition(config)
+        self.backbone = nn.ModuleList([nn.ModuleDict({"body": ResNet(config)}), position])
+        self.input_proj = nn.Conv2d(config.channels[-1], config.hidden, 1)
+        self.transformer = nn.ModuleDict({"encoder": Encoder(config), "decoder": Decoder(config)})
         self.query_embed = nn.Embedding(config.queries, config.hidden)
         self.class_embed = nn.Linear(config.hidden, config.logits)
         self.bbox_embed = BoxHead(config.hidden)
-        position = sine_position(config.size[0] // 32, config.size[1] // 32, config.hidden)
-        self.register_buffer("position", position, persistent=False)
+        self.register_buffer("position", None, persistent=False)
 
-    def _decoder_states(self, images: Tensor) -> list[Tensor]:
-        body = self.backbone[0]["body"]  # type: ignore[index]
-        memory = self.input_proj(body(images)).flatten(2).transpose(1, 2)
-        position = self.get_buffer("position")
-        for layer in self.transformer.encoder.layers:
-            memory = layer(memory, position)
-        place, query = memory + position, self.query_embed.weight.unsqueeze(0)
-        x = torch.zeros_like(query).expand(images.shape[0], -1, -1)
-        states = []
-        for layer in self.transformer.decoder.layers:
-            x = layer(x, query, memory, place)
-            states.append(x)
-        return states
+    def fix_size(self, size: tuple[int, int]) -> None:
+        """Bake the position embedding for images of `size` (height, width) in pixels; forward takes no other."""
+        rows, columns = (torch.ones(1, -(-side // self.config.stride), dtype=torch.bool) for side in size)
+        self.position = self.backbone[1](rows, columns).detach()
 
-    def _heads(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        normed = self.transformer.decoder.norm(state)
-        return self.class_embed(normed), self.bbox_embed(normed).sigmoid()
+    def forward(self, images: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return logits and boxes of the last decoder layer, and with `keep_aux` those of the others.
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last decoder layer's logits and boxes."""
-        return self._heads(self._decoder_states(images)[-1])
+        `sizes`: int64 (batch, 2), the (height, width) in pixels that each image covers of its tensor; the rest, at the
+        right and below, is zero; None: all of it. Boxes are relative to the image. The padding is masked as in the
+        original: no token of it is attended to; but convolutions at the edge of the image reach into it.
+        """
+        encoder, decoder = self.transformer["encoder"], self.transformer["decoder"]
+        features = self.backbone[0]["body"](images)  # type: ignore[index]
+        position, mask = self._where(images, features, sizes)
+        memory = encoder(self.input_proj(features).flatten(2).transpose(1, 2), position, mask)
+        query = self.query_embed.weight[None].repeat(images.shape[0] if self.keep_aux else 1, 1, 1)
+        states = decoder(query, memory, memory + position, mask)
+        norm = decoder.get_submodule("norm")
+        kept = torch.stack([norm(state) for state in states]) if self.keep_aux else norm(states[-1])
+        logits, boxes = self.class_embed(kept), self.bbox_embed(kept).sigmoid()
+        return (logits[-1], boxes[-1], logits[:-1], boxes[:-1]) if self.keep_aux else (logits, boxes)
 
-    def forward_all(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and boxes of all decoder layers, stacked in front: (layers, batch, queries, …)."""
-        logits, boxes = zip(*map(self._heads, self._decoder_states(images)), strict=True)
-        return torch.stack(logits), torch.stack(boxes)
-
-
-def load_checkpoint(path: Path, *, size: tuple[int, int], heads: int = 8) -> DETR:
-    """Build a DETR for images of `size` (height, width) from a facebookresearch/detr checkpoint.
-
-    Raises:
-        ModelError: unreadable, wants more than tensors, or keys that do not fit.
-    """
-    try:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ModelError(
-            f"cannot read the checkpoint {path}: {str(error).splitlines()[0]}",
-            expected="a file written by torch.save holding tensors only",
-            cause="the file is cut off, or its pickle wants to run code, which is refused",
-        ) from error
-    state = {name: tensor.float() for name, tensor in raw.get("model", raw).items()}
-    model = DETR(infer_config(state, size=size, heads=heads))
-    wanted = model.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    wrong = [name for name in wanted if name in state and wanted[name].shape != state[name].shape]
-    if missing or extra or wrong:
-        raise ModelError(
-            f"{path} does not fit: missing {missing}, extra {extra}, other shape {wrong}",
-            expected=f"the keys of {model.config}",
-        )
-    model.load_state_dict(state)
-    return model.eval()
+    def _where(self, images: Tensor, features: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the position embedding and what is added to attention scores: −∞ where a key is padding."""
+        if self.position is not None:
+            return self.position, None
+        if sizes is None:
+            sizes = torch.tensor([images.shape[2:]])
+        rows = covered_cells(features.shape[2], images.shape[2], sizes[:, 0])
+        columns = covered_cells(features.shape[3], images.shape[3], sizes[:, 1])
+        shown = (rows[:, :, None] & columns[:, None, :]).flatten(1)[:, None, None]
+        return self.backbone[1](rows, columns), torch.zeros(()).where(shown, -math.inf)
 
 
-def infer_config(state: Mapping[str, Tensor], *, size: tuple[int, int], heads: int) -> DETRConfig:
-    """Read widths and depths off the shapes; raises ModelError naming the first key that is missing."""
-
-    def count(pattern: str) -> int:
-        return len({found.group(1) for key in state if (found := re.match(pattern, key))})
-
-    body = "backbone.0.body."
-    try:
-        queries, hidden = state["query_embed.weight"].shape
-        stages = range(1, 5)
-        return DETRConfig(
-            size=size,
-            stem=state[f"{body}conv1.weight"].shape[0],
-            planes=tuple(state[f"{body}layer{stage}.0.conv1.weight"].shape[0] for stage in stages),
-            depths=tuple(count(rf"{re.escape(body)}layer{stage}\.(\d+)\.") for stage in stages),
-            hidden=hidden,
-            heads=heads,
-            feedforward=state["transformer.decoder.layers.0.linear1.weight"].shape[0],
-            encoder_layers=count(r"transformer\.encoder\.layers\.(\d+)\."),
-            decoder_layers=count(r"transformer\.decoder\.layers\.(\d+)\."),
-            queries=queries,
-            logits=state["class_embed.weight"].shape[0],
-        )
-    except KeyError as error:
-        raise ModelError(
-            f"the checkpoint has no key {error}", expected="the state dict of facebookresearch/detr"
-        ) from error
+def fold_batch_norm(model: DETR) -> DETR:
+    """Return a copy whose convolutions carry the BatchNorm behind them: (W x) · s + t = (s W) x + t."""
+    folded = copy.deepcopy(model)
+    for parent in list(folded.modules()):
+        for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, FrozenBatchNorm):
+                scale, shift = norm.affine()
+                weight = convolution.weight.detach().double() * scale[:, None, None, None]
+                convolution.weight = nn.Parameter(weight.float())
+                convolution.bias = nn.Parameter(shift.float())
+                setattr(parent, name, nn.Identity())
+    return folded
