@@ -22,7 +22,7 @@ from vitesse.fusion.rms_norm import RMS_NORM
 from vitesse.fusion.rules import Fusion, apply
 from vitesse.fusion.shapes import complete_shapes, infer_shapes
 
-__all__ = ["FUSIONS", "LAST_FUSIONS", "Fused", "clean_model", "fuse_model"]
+__all__ = ["FUSIONS", "LAST_FUSIONS", "Fused", "clean_model", "finished", "fuse_model"]
 
 # Layer norm before RMS norm, whose pattern is a part of it.
 FUSIONS: tuple[Fusion, ...] = (LAYER_NORM, RMS_NORM, GELU, BATCH_NORM, CONV_AFFINE, *ATTENTION_FUSIONS)
@@ -60,7 +60,7 @@ def clean_model(model: onnx.ModelProto, keep: Collection[str] | None = None) -> 
     graph = load(model)
     before = signature_of(graph)
     graph, changes, reasons = clean(graph, keep or ())
-    return _finished(graph, before, "clean", changes, reasons, keep)
+    return finished(graph, before, "clean", changes, reasons, keep)
 
 
 def fuse_model(model: onnx.ModelProto) -> Fused:
@@ -82,10 +82,10 @@ def fuse_model(model: onnx.ModelProto) -> Fused:
     lift_constants(graph)
     RemoveUnusedNodesPass()(graph)
     DeduplicateHashedInitializersPass()(graph)
-    return _finished(graph, before, "fuse", changes, {name: why for name, why in reasons.items() if why})
+    return finished(graph, before, "fuse", changes, {name: why for name, why in reasons.items() if why})
 
 
-def _finished(
+def finished(
     graph: ir.Model,
     before: Signature,
     stage: str,
@@ -93,6 +93,7 @@ def _finished(
     reasons: Mapping[str, tuple[str, ...]],
     keep: Collection[str] | None = None,
 ) -> Fused:
+    """Verify what a stage made and wrap it; raises NotVerified when it broke the contract."""
     raise_ir_version(graph)
     verify(graph, before, stage, keep)
     return Fused(ir.to_proto(graph), dict(changes), dict(reasons))
