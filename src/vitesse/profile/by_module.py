@@ -19,6 +19,7 @@ from vitesse.profile.calls import Calls, profiled_calls, unprofiled_calls
 from vitesse.profile.costs import Cost, costs_of, total
 from vitesse.profile.families import family
 from vitesse.profile.modules import Modules, Place, modules_of
+from vitesse.profile.operators import OperatorProfile, summed
 from vitesse.profile.parts import FLOW, Part
 from vitesse.profile.recording import Kernel
 from vitesse.scopes import Path
@@ -75,6 +76,7 @@ class ModuleProfile:
         unprofiled_call_ms: the same call without the profiler, as `vitesse predict` makes it.
         parts_found: how nodes were placed → number of nodes.
         matched_ms: how kernels were tied to the graph → milliseconds.
+        operators: the same kernels summed by operator.
         notes: what must be known to read the figures.
     """
 
@@ -88,6 +90,7 @@ class ModuleProfile:
     unprofiled_call_ms: float
     parts_found: Mapping[str, int]
     matched_ms: Mapping[str, float]
+    operators: OperatorProfile
     notes: tuple[str, ...] = ()
 
     @property
@@ -137,7 +140,13 @@ class ModuleProfile:
         """Return everything as plain values."""
         rows = [{**asdict(row), "gflops_per_s": row.gflops_per_s} for row in self.rows]
         derived = ("sum_ms", "covered", "operators_ms", "unattributed", "copies_ms")
-        return {**asdict(self), "rows": rows, **{name: getattr(self, name) for name in derived}}
+        operators = self.operators.to_json()
+        return {
+            **asdict(self),
+            "rows": rows,
+            "operators": operators,
+            **{name: getattr(self, name) for name in derived},
+        }
 
 
 def profile_modules(
@@ -180,6 +189,7 @@ def profile_modules(
         plain.call_ms,
         {str(way): count for way, count in modules.found().items()},
         {str(way): ms for way, ms in matched_ms(profiled.kernels, attributed).items()},
+        summed(artifact.backend, threads, profiled.kernels, [profiled.call_ms] * runs),
         (*notes, *profiled.notes),
     )
 
@@ -267,7 +277,7 @@ def _rows(
     operators_ms = sum(kernel.ms for kernel in calls.kernels)
     shared = operators_ms + sum(calls.around_ms.values())
     model = [
-        ModuleRow(Kind.MODEL, key[0], key[1], ms[key], ms[key] / shared, copies[key], summed[key])
+        ModuleRow(Kind.MODEL, str(key[0]), key[1], ms[key], ms[key] / shared, copies[key], summed[key])
         for key in table.sorted_keys()
     ]
     lost = ModuleRow(Kind.MODEL, str(Matched.NOT), "", ms[None], ms[None] / shared, copies[None])

@@ -1,4 +1,4 @@
-"""What the report shows beside the ledger: pictures, time by operator, notes. Kept in the run folder.
+"""What the report shows beside the ledger: pictures, time by part and by operator, notes. Kept in the run folder.
 
 `report-data.json` holds the figures and names the files in `pictures/`, so that `vitesse report RUN` can
 write the report again from the run folder alone.
@@ -40,14 +40,25 @@ class OperatorBar:
 
 
 @dataclass(frozen=True)
+class ModuleBar:
+    """Time in one part of the model, or before and after it, as `OperatorBar`; in the order of an image's way."""
+
+    part: str
+    before_ms: float
+    after_ms: float
+
+
+@dataclass(frozen=True)
 class ReportExtras:
-    """Everything the ledger does not hold. `operators_note` and `pictures_note` say why a section is empty,
-    or what it shows; `method` adds a sentence to how it was measured; `not_measured` is (what, why)."""
+    """Everything the ledger does not hold. `operators_note`, `modules_note` and `pictures_note` say why a section
+    is empty, or what it shows; `method` adds a sentence to how it was measured; `not_measured` is (what, why)."""
 
     pictures: tuple[Picture, ...] = ()
     operators: tuple[OperatorBar, ...] = ()
+    modules: tuple[ModuleBar, ...] = ()
     pictures_note: str = ""
     operators_note: str = ""
+    modules_note: str = ""
     method: str = ""
     not_measured: tuple[tuple[str, str], ...] = ()
 
@@ -72,8 +83,10 @@ def save_extras(run: Path, extras: ReportExtras) -> Path:
         "schema": SCHEMA,
         "pictures": pictures,
         "operators": [asdict(bar) for bar in extras.operators],
+        "modules": [asdict(bar) for bar in extras.modules],
         "pictures_note": extras.pictures_note,
         "operators_note": extras.operators_note,
+        "modules_note": extras.modules_note,
         "method": extras.method,
         "not_measured": extras.not_measured,
     }
@@ -98,8 +111,10 @@ def load_extras(run: Path) -> ReportExtras:
         return ReportExtras(
             pictures=tuple(_picture(run, one) for one in raw["pictures"]),
             operators=tuple(OperatorBar(**one) for one in raw["operators"]),
+            modules=tuple(ModuleBar(**one) for one in raw.get("modules", ())),  # absent in older runs
             pictures_note=raw["pictures_note"],
             operators_note=raw["operators_note"],
+            modules_note=raw.get("modules_note", ""),
             method=raw["method"],
             not_measured=tuple((str(what), str(why)) for what, why in raw["not_measured"]),
         )

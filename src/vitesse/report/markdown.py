@@ -24,7 +24,7 @@ def render_markdown(ledger: Ledger, extras: ReportExtras) -> str:
         _ledger_table(ledger),
         "\n".join(_row_item(row) for row in row_texts(ledger)),
         *_section("Start-up and size", _start_up(ledger)),
-        *_section("Where the time goes", _operators(extras)),
+        *_section("Where the time goes", "\n\n".join(filter(None, (_modules(extras), _operators(extras))))),
         *_section("What was not measured, and why", _not_measured(ledger, extras)),
         *_section("How it was measured", _plain(sections.method(ledger, extras))),
         *_section("Environment", _environment(ledger)),
@@ -66,16 +66,29 @@ def _start_up(ledger: Ledger) -> str:
     return _table(["", "original", "chosen"], pairs, left=(0,)) if pairs else ""
 
 
+def _modules(extras: ReportExtras) -> str:
+    note = _plain(extras.modules_note)
+    if not extras.modules:
+        return note
+    bars = (*extras.modules, sections.module_total(extras.modules))
+    rows = [(bar.part, bar.before_ms, bar.after_ms) for bar in bars]
+    return _times("part of the model", rows, note)
+
+
 def _operators(extras: ReportExtras) -> str:
     note = _plain(extras.operators_note)
     if not extras.operators:
         return note
     bars = (*sections.operator_bars(extras.operators), sections.operator_total(extras.operators))
-    rows = [
-        [_plain(bar.op), sections.operator_time(bar.before_ms), sections.operator_time(bar.after_ms)]
-        for bar in bars
+    return _times("operator", [(bar.op, bar.before_ms, bar.after_ms) for bar in bars], note)
+
+
+def _times(heading: str, rows: Iterable[tuple[str, float, float]], note: str) -> str:
+    lines = [
+        [_plain(name), sections.operator_time(before), sections.operator_time(after)]
+        for name, before, after in rows
     ]
-    table = _table(["operator", "original, ms", "chosen, ms"], rows, left=(0,))
+    table = _table([heading, "original, ms", "chosen, ms"], lines, left=(0,))
     return f"{table}\n\n{note}" if note else table
 
 

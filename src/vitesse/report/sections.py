@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from vitesse.ledger import Ledger, Row
-from vitesse.report.extras import OperatorBar, ReportExtras
+from vitesse.report.extras import ModuleBar, OperatorBar, ReportExtras
 from vitesse.report.figures import DASH, NO_REASON, decimal, metric_name, row_texts, signed
 from vitesse.report.summary import Conclusion
 
@@ -137,8 +137,13 @@ def operator_total(operators: Sequence[OperatorBar]) -> OperatorBar:
     )
 
 
+def module_total(modules: Sequence[ModuleBar]) -> ModuleBar:
+    """Return the sum over all parts."""
+    return ModuleBar("image to result", sum(b.before_ms for b in modules), sum(b.after_ms for b in modules))
+
+
 def operator_time(milliseconds: float) -> str:
-    """Write a time in an operator; a dash where the graph has no such operator."""
+    """Write a time in an operator or part; a dash where the graph has none of it."""
     return decimal(milliseconds) if milliseconds else DASH
 
 
