@@ -124,16 +124,20 @@ class Original:
     """The original's modules, imported from a checkout."""
 
     def __init__(self, checkout: Path) -> None:
-        import_module(
-            "flax.training.checkpoints"
-        )  # before TensorFlow seems to be there, which it would look into
+        import_module("flax.training.checkpoints")  # it would look into TensorFlow, were that seemingly there
         sys.path.insert(0, str(checkout))
-        sys.modules["pandas"], sys.modules["tensorflow"] = ModuleType("pandas"), ModuleType("tensorflow")
-        sys.modules["tensorflow.io"] = module("tensorflow.io", gfile=module("gfile", GFile=open))
-        sys.modules["ml_collections"] = module("ml_collections", ConfigDict=Config)
+        replaced = {
+            "pandas": ModuleType("pandas"),
+            "tensorflow": ModuleType("tensorflow"),
+            "tensorflow.io": module("tensorflow.io", gfile=module("gfile", GFile=open)),
+            "ml_collections": module("ml_collections", ConfigDict=Config),
+        }
+        sys.modules.update(replaced)
         self.checkpoint = import_module("vit_jax.checkpoint")
         self.models = import_module("vit_jax.models_vit")
         self.configs = import_module("vit_jax.configs.models").MODEL_CONFIGS
+        for name in replaced:
+            del sys.modules[name]
 
     def model(self, case: Case) -> tuple[Any, Config]:
         config = Config(dict(self.configs[case.model].__dict__))

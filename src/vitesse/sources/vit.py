@@ -184,7 +184,7 @@ class Attention(nn.Module):
         """Return (batch, q, hidden)."""
 
         def split(y: Tensor) -> Tensor:
-            return y.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            return torch.unflatten(y, 2, (self.heads, -1)).transpose(1, 2)
 
         mixed = F.scaled_dot_product_attention(
             split(self.query(x)), split(self.key(memory)), split(self.value(memory))
