@@ -101,7 +101,7 @@ def _replace_by_values(model: ir.Model, node: ir.Node) -> None:
     if not inputs or any(array is None for array in inputs.values()):
         return
     arrays = {name: array for name, array in inputs.items() if array is not None}
-    for output, array in zip(node.outputs, _evaluate(node, arrays, opset_of(model)), strict=True):
+    for output, array in zip(node.outputs, evaluate(node, arrays, opset_of(model)), strict=True):
         name = output.name
         assert name is not None
         lifted = ir.Value(name=name, const_value=ir.tensor(array, name=name))
@@ -114,8 +114,8 @@ def _replace_by_values(model: ir.Model, node: ir.Node) -> None:
     model.graph.remove(node, safe=True)
 
 
-def _evaluate(node: ir.Node, inputs: dict[str, NDArray[Any]], opset: int) -> list[NDArray[Any]]:
-    """Run one node in ONNX Runtime."""
+def evaluate(node: ir.Node, inputs: dict[str, NDArray[Any]], opset: int) -> list[NDArray[Any]]:
+    """Run one node in ONNX Runtime; `inputs` by the names the node reads."""
     graph = onnx.helper.make_graph(
         [ir.to_proto(node)],
         "constant",

@@ -78,7 +78,7 @@ _REWRITES = (
         "GroupNormalization",
         ("Reshape", "ReduceMean", "Sub", "Mul", "Add", "Sqrt", "Div", "Shape"),
         13,
-        "runtimes of before opset 18; TensorRT up to 10.16 computes a single group wrongly",
+        "runtimes of before opset 21; TensorRT up to 10.16 computes a single group wrongly",
     ),
     Rewrite("hard_swish", "HardSwish", ("Mul", "Add", "Clip"), 13, "runtimes of before opset 14"),
     Rewrite(

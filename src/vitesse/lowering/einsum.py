@@ -17,6 +17,9 @@ import onnx_ir as ir
 from vitesse.fusion.rules import Fusion, LeftAlone
 from vitesse.lowering.building import OperatorRule, integers, length_of, rank_of, text
 
+# Letters of the axes that are copied, and of the last two, each merged into one for a MatMul.
+_Groups = tuple[str, str, str]
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -27,14 +30,18 @@ class _Plan:
     result: str
     lengths: Mapping[str, int | None]
 
-    def common(self) -> tuple[str, str, str, str]:
-        """Letters of batch, rows, columns and sum of a product of two operands."""
+    def groups(self) -> tuple[_Groups, _Groups, _Groups]:
+        """Letters of (leading, rows, sum), (batch, sum, columns) and (leading, rows, columns) of a product.
+
+        Rows need not be merged where there is no batch: all but the last lead, and MatMul runs along them.
+        """
         left, right = (set(term) & {*self.result, *other} for term, other in (self.terms, self.terms[::-1]))
         batch = "".join(letter for letter in self.result if letter in left & right)
         rows = "".join(letter for letter in self.result if letter in left - right)
         columns = "".join(letter for letter in self.result if letter in right - left)
         summed = "".join(letter for letter in self.terms[0] if letter in right and letter not in self.result)
-        return batch, rows, columns, summed
+        leading, last = (batch, rows) if batch else (rows[:-1], rows[-1:])
+        return (leading, last, summed), (batch, summed, columns), (leading, last, columns)
 
 
 class _Einsum(OperatorRule):
@@ -62,16 +69,16 @@ class _Einsum(OperatorRule):
             terms.append("".join(letter for letter in term if letter in kept))
         if len(operands) == 1:
             return _ordered(op, operands[0], terms[0], plan.result)
-        batch, rows, columns, summed = plan.common()
-        if not summed:
+        of_left, of_right, of_product = plan.groups()
+        if not of_left[2]:
             sides = zip(operands, terms, strict=True)
             return op.Mul(*(_spread(op, value, term, plan.result) for value, term in sides))
-        left = _matrix(op, operands[0], terms[0], (batch, rows, summed), plan.lengths)
-        right = _matrix(op, operands[1], terms[1], (batch, summed, columns), plan.lengths)
+        left = _matrix(op, operands[0], terms[0], of_left, plan.lengths)
+        right = _matrix(op, operands[1], terms[1], of_right, plan.lengths)
         product = op.MatMul(left, right)
-        if len(rows) != 1 or len(columns) != 1:
-            product = op.Reshape(product, integers(op, _shape((batch, rows, columns), plan.lengths)))
-        return _ordered(op, product, batch + rows + columns, plan.result)
+        if any(len(group) != 1 for group in of_product[1:]):
+            product = op.Reshape(product, integers(op, _shape(of_product, plan.lengths)))
+        return _ordered(op, product, "".join(of_product), plan.result)
 
 
 def _terms(equation: str, operands: Sequence[ir.Value]) -> tuple[tuple[str, ...], str]:
@@ -107,15 +114,16 @@ def _lengths(equation: str, terms: Sequence[str], operands: Sequence[ir.Value]) 
 
 def _check_shapes(equation: str, plan: _Plan) -> None:
     """Raise LeftAlone where merged axes could not be taken apart again: two lengths that are not static."""
-    batch, rows, columns, summed = plan.common()
-    if not summed:
+    of_left, of_right, of_product = plan.groups()
+    if not of_left[2]:
         return
-    for groups in ((batch, rows, summed), (batch, summed, columns), (batch, rows, columns)):
-        if _shape(groups, plan.lengths).count(-1) > 1 and any(len(group) != 1 for group in groups[1:]):
+    for groups, merged in ((of_left, True), (of_right, True), (of_product, False)):
+        reshaped = any(len(group) != 1 for group in groups[1:])
+        if reshaped and _shape(groups, plan.lengths, merged=merged).count(-1) > 1:
             raise LeftAlone(f"{equation!r} merges axes whose lengths are not static")
 
 
-def _shape(groups: tuple[str, ...], lengths: Mapping[str, int | None], *, merged: bool = False) -> list[int]:
+def _shape(groups: _Groups, lengths: Mapping[str, int | None], *, merged: bool = False) -> list[int]:
     """Shape of a Reshape: the batch axes, which come first, are copied; merged: one axis for each later group."""
     batch, *others = groups
     shape = [0] * len(batch)
@@ -128,9 +136,7 @@ def _shape(groups: tuple[str, ...], lengths: Mapping[str, int | None], *, merged
     return shape
 
 
-def _matrix(
-    op: Any, value: Any, term: str, groups: tuple[str, ...], lengths: Mapping[str, int | None]
-) -> Any:
+def _matrix(op: Any, value: Any, term: str, groups: _Groups, lengths: Mapping[str, int | None]) -> Any:
     """An operand as (batch …, one axis for each other group)."""
     value = _ordered(op, value, term, "".join(groups))
     if all(len(group) == 1 for group in groups[1:]):
