@@ -7,6 +7,7 @@ Exit codes: 0 pass; 1 not verified, or a stated latency budget is missed; 2 wron
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser("optimize", help="model + images → verified, measured, faster artifact")
     )
     _add_export(commands.add_parser("export", help="any model → one clean, verified ONNX file"))
+    _add_profile(commands.add_parser("profile", help="where the time goes, by module or by operator"))
     _add_report(commands.add_parser("report", help="show the ledger of a run and write its report again"))
     _add_predict(commands.add_parser("predict", help="run the chosen artifact on images"))
     doctor = commands.add_parser("doctor", help="which runtimes work here; for the others why not")
@@ -155,6 +157,21 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_export)
 
 
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show where the time of a model goes, or of a run before and after."
+    _add_source(parser)
+    parser.add_argument("--by", choices=["module", "op"], default="module", help="default: module")
+    parser.add_argument(
+        "--depth", type=int, default=0, metavar="N", help="levels of modules below each part (default: 0)"
+    )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="images to feed (default: random ones)")
+    parser.add_argument("--target", help="build the model for this runtime first: onnxruntime or openvino")
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="measured calls (default: 20)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: every usable core")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.set_defaults(run=_profile)
+
+
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="a run folder")
     parser.set_defaults(run=_report)
@@ -207,6 +224,29 @@ def _export(options: argparse.Namespace) -> int:
     print(f"{options.out}  {artifact.bytes / 1e6:.1f} MB")
     for name, value in artifact.provenance.options.items():
         print(f"  {name}: {value}")
+    return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from vitesse.environment import usable_cores
+    from vitesse.profile.command import profile_target
+    from vitesse.profile.subject import pictures, subject
+    from vitesse.recipe import Recipe, merge
+
+    recipe = merge(Recipe(), _given_about_model(options))
+    with subject(options.model, recipe, options.target) as artifacts:
+        found = profile_target(
+            artifacts,
+            pictures(options.data),
+            by=options.by,
+            depth=options.depth,
+            runs=options.runs,
+            threads=options.threads or usable_cores(),
+        )
+    if options.json:
+        print(json.dumps(found.to_json()))
+    else:
+        found.show()
     return 0
 
 

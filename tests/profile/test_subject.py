@@ -1,0 +1,58 @@
+"""What `vitesse profile` is pointed at."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vitesse.cli import main
+from vitesse.errors import UsageError
+from vitesse.profile.subject import pictures, subject
+from vitesse.recipe import Recipe
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "fashion"
+VIT = EXAMPLES / "vit_fashion.onnx"
+
+
+def test_a_model_is_one_subject_and_may_be_built_first() -> None:
+    with subject(str(VIT), Recipe()) as found:
+        assert [(title, artifact.path) for title, artifact in found] == [("vit_fashion.onnx", VIT)]
+    with subject(str(VIT), Recipe(), "onnxruntime") as found:
+        ((_, artifact),) = found
+        assert artifact.path != VIT
+        assert artifact.path.is_file()
+    assert not artifact.path.exists()
+
+
+def test_a_target_for_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ledger.json").write_text("{}")
+    with (
+        pytest.raises(UsageError, match="a run's artifacts are built already"),
+        subject(str(tmp_path), Recipe(), "x"),
+    ):
+        pass
+
+
+def test_a_few_pictures_are_taken_from_a_folder_and_none_without_one() -> None:
+    assert len(pictures(EXAMPLES / "vit")) == 8
+    assert pictures(None) == ()
+
+
+def test_the_command_prints_every_part_and_json_holds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", str(VIT), "--runs", "3", "--threads", "1"]) == 0
+    table = capsys.readouterr().out
+    assert main(["profile", str(VIT), "--runs", "3", "--threads", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["by"] == "module"
+    ((title, profile),) = found["profiles"].items()
+    assert title == "vit_fashion.onnx"
+    parts = [row["part"] for row in profile["rows"] if row["ms"]]
+    assert {"patch embedding", "blocks", "heads"} <= set(parts)
+    assert all(part in table for part in parts)
+
+
+def test_the_command_takes_a_recipe_free_spec(tmp_path: Path) -> None:
+    recipe = replace(Recipe(), preset="vit")
+    with subject(str(VIT), recipe) as found:
+        assert found[0][1].spec.preprocessing.mean == (0.5, 0.5, 0.5)
