@@ -238,6 +238,20 @@ def test_other_checkpoints_are_recognised(tmp_path: Path, names: list[str], mess
     assert re.search(message, refused(tmp_path, stored))
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("embedding/kernel", (4, 4, 3)),
+        ("pre_logits/kernel", ()),
+        ("conv_root/kernel", (32,)),
+        ("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel", (8, 0, 4)),
+    ],
+)
+def test_an_array_that_cannot_show_a_size_is_named(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    text = refused(tmp_path, files.arrays() | {name: np.zeros(shape, np.float32)})
+    assert f"'{name}' in {tmp_path / 'vit.npz'} has shape {shape}" in text and "none of them empty" in text
+
+
 def test_patches_that_are_not_square_are_refused(tmp_path: Path) -> None:
     stored = files.arrays() | {"embedding/kernel": np.zeros((4, 2, 3, 8), np.float32)}
     assert "have 4×2 pixels" in refused(tmp_path, stored)

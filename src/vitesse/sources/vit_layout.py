@@ -124,8 +124,11 @@ def infer_config(path: Path, arrays: Arrays, naming: Naming) -> ViTConfig:
                 f"{path} has no array {name!r}, which shows the sizes of the model",
                 expected="the names of google-research/vision_transformer",
             )
-        if arrays[name].ndim != axes:
-            raise ModelError(f"{name!r} in {path} has shape {arrays[name].shape}", expected=f"{axes} axes")
+        if arrays[name].ndim != axes or not arrays[name].size:
+            raise ModelError(
+                f"{name!r} in {path} has shape {arrays[name].shape}",
+                expected=f"{axes} axes, none of them empty",
+            )
         return arrays[name].shape
 
     if f"{prefix}head/kernel" not in arrays:
@@ -140,8 +143,8 @@ def infer_config(path: Path, arrays: Arrays, naming: Naming) -> ViTConfig:
     stacked = int(naming.stacked)
     query = shape(f"{block}{naming.attention}/query/kernel", 3 + stacked)
     mlp = shape(f"{block}{naming.mlp}/Dense_0/kernel", 2 + stacked)
-    representation = arrays.get(f"{prefix}pre_logits/kernel")
-    stem = _infer_stem(path, arrays, prefix)
+    pre_logits, root = f"{prefix}pre_logits/kernel", f"{prefix}conv_root/kernel"
+    stem = _infer_stem(path, arrays, prefix, shape(root, 4)[3]) if root in arrays else None
     side = rows * (stem.stride if stem else 1)
     return ViTConfig(
         size=(side, side),
@@ -152,7 +155,7 @@ def infer_config(path: Path, arrays: Arrays, naming: Naming) -> ViTConfig:
         mlp=mlp[-1],
         classes=shape(f"{prefix}head/kernel", 2)[1],
         pooling=_infer_pooling(arrays, naming),
-        representation=None if representation is None else representation.shape[-1],
+        representation=shape(pre_logits, 2)[1] if pre_logits in arrays else None,
         stem=stem,
     )
 
@@ -163,11 +166,7 @@ def _infer_pooling(arrays: Arrays, naming: Naming) -> Pooling:
     return Pooling.TOKEN if f"{naming.prefix}cls" in arrays else Pooling.GAP
 
 
-def _infer_stem(path: Path, arrays: Arrays, prefix: str) -> StemConfig | None:
-    root = arrays.get(f"{prefix}conv_root/kernel")
-    if root is None:
-        return None
-    width = root.shape[-1]
+def _infer_stem(path: Path, arrays: Arrays, prefix: str, width: int) -> StemConfig:
     if width % GROUPS:
         raise ModelError(f"the stem of {path} is {width} channels wide", expected=f"a multiple of {GROUPS}")
     stages = _count(arrays, rf"{prefix}block(\d+)/", first=1)
