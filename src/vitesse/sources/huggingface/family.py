@@ -25,8 +25,8 @@ class Family:
             and not padding; None where the model knows no padding.
         axes: which of batch, height, width its graph can leave open.
         stride: (the model's config) → pixels that height and width must be a multiple of.
-        prepare: (the loaded model, image (height, width)) changes the model in place before tracing: switches off
-            what export cannot have.
+        prepare: (the loaded model, whether its graph takes a mask) changes the model in place before tracing:
+            switches off what export cannot have or need not.
         attention: "eager" where the default of transformers (one fused operator of torch, where the model can) does
             not export well; None takes the default.
     """
@@ -38,7 +38,7 @@ class Family:
     masked: Callable[[Any, Tensor, Tensor], tuple[Tensor, ...]] | None = None
     axes: frozenset[str] = frozenset({"batch"})
     stride: Callable[[Any], int] = lambda config: 1
-    prepare: Callable[[Any, tuple[int, int]], None] = lambda model, size: None
+    prepare: Callable[[Any, bool], None] = lambda model, padded: None
     attention: str | None = None
 
 

@@ -152,7 +152,7 @@ def _network(repository: Repository, family: Family, given: Given, options: Expo
     padded = options.dynamic_size and family.masked is not None
     size = options.size or _spec(repository, family, given).preprocessing.size
     _check_size(size, stride, repository.name)
-    family.prepare(model, size)
+    family.prepare(model, padded)
     spec = _spec(repository, family, given, dynamic=padded)
     if options.size is not None:
         spec = replace(spec, preprocessing=replace(spec.preprocessing, size=size))
