@@ -12,7 +12,7 @@ import pytest
 
 import fusing
 from fusing import normal
-from vitesse.fusion import attention_einsum
+from vitesse.fusion import attention_einsum, clean_model, fuse_model
 from vitesse.fusion.picked_index import PICKED_INDEX
 from vitesse.fusion.rules import Fusion, apply
 
@@ -172,3 +172,25 @@ def test_a_slice_that_is_more_than_a_pick_stays(
     model = parse(SQUEEZED.format(starts=starts, ends=ends, axes=axes, squeezed=1), inputs, output)
     count, reasons = fuse(model, PICKED_INDEX)
     assert count == 0 and "also cuts an axis that is not picked, or counts from the end" in reasons
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("interface", ["linen", "nnx"])
+def test_a_vit_as_jax2onnx_writes_it_by_default_ends_as_the_operators_of_a_vit(
+    interface: str, opset: int
+) -> None:
+    jax2onnx = pytest.importorskip("jax2onnx", reason="needs the extra jax")
+    import tiny_jax
+
+    model, answer = tiny_jax.vit_as_jax2onnx_writes_it(jax2onnx, interface, opset)
+    raw = fusing.ops(model)
+    assert raw["LayerNormalization"] == 0 and raw["ReduceMean"] == raw["Sub"] == 10 and raw["Max"] == 5
+    assert raw["Dropout"] > 0 and raw["Shape"] == 10 and raw["Attention"] == 0
+    graph = fuse_model(clean_model(model).model).model
+    counts = fusing.ops(graph)
+    assert counts == {**counts, "LayerNormalization": 5, "Attention": 2, "Gelu": 2, "MatMul": 12, "Gemm": 1}
+    assert not counts.keys() & {"Einsum", "Dropout", "Softmax", "ReduceMean", "Max", "Sqrt", "Tanh", "Erf"}
+    assert counts["Shape"] == 1  # of the images, to repeat the class token for each of them
+    for batch in (1, 3):
+        images = normal(batch, *tiny_jax.SIZE, 3, seed=batch)
+        np.testing.assert_allclose(fusing.run(graph, {"images": images})[0], answer(images), atol=1e-4)
