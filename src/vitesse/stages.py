@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from vitesse.data.split import Split
 from vitesse.errors import UsageError
 from vitesse.export.exporting import export_source
 from vitesse.fusion import Fused, clean_model, fuse_model
+from vitesse.lowering.lower import lower_model
 from vitesse.metadata import serialise
 from vitesse.precision.calibration import calibrate
 from vitesse.precision.int8 import OP_TYPES, applicable_schemes
@@ -107,6 +108,11 @@ def fuse(artifact: Artifact, store: Store | None = None) -> Built:
     return _rewrite("fuse", fuse_model, artifact, store)
 
 
+def lower(artifact: Artifact, names: Sequence[str], store: Store | None = None) -> Built:
+    """Replace operators by more basic ones, by rewrites of `lowering.REWRITES`; raises UsageError for another name."""
+    return _rewrite("lower", partial(lower_model, names=names), artifact, store)
+
+
 def quantize(
     artifact: Artifact,
     images: str | Path | Split,
@@ -163,8 +169,7 @@ def _rewrite(
     made = _beside(artifact, store).put(
         serialise(done.model, artifact.spec), artifact.spec, provenance, suffix=".onnx"
     )
-    notes = tuple(f"{name}: {reason}" for name, reasons in done.reasons.items() for reason in reasons)
-    return Built(made, done.changes, notes)
+    return Built(made, done.changes, done.notes())
 
 
 def _beside(artifact: Artifact, store: Store | None) -> Store:

@@ -110,7 +110,7 @@ class FakeBackend:
     """Wraps a backend; without a fault it behaves exactly like it."""
 
     def __init__(self, inner: Backend, fault: Fault | None = None) -> None:
-        self.name = inner.name
+        self.name, self.distrusts = inner.name, inner.distrusts
         self._inner, self._fault = inner, fault or Fault()
 
     def probe(self) -> Availability:

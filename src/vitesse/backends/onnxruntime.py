@@ -148,30 +148,38 @@ class OnnxRuntimeBackend:
     """ONNX Runtime's CPU execution provider."""
 
     name = "onnxruntime"
+    distrusts: tuple[str, ...] = ()
 
     def probe(self) -> Availability:
         """Report version and device."""
         return Availability(True, onnxruntime.__version__, ("CPU",), ("fp32", "int8"))
 
     def build(self, artifact: Artifact, store: Store) -> Built:
-        """Rewrite standard operators into the forms ONNX Runtime runs fastest.
+        """Rewrite standard operators it lacks into others, and the rest into the forms ONNX Runtime runs fastest.
 
         A graph in which nothing was lowered stays the same file, with the same hash.
         """
         # Imported here because deployment loads this module without the packages that lowering needs.
         from vitesse.backends.onnxruntime_lowering import lower
+        from vitesse.lowering.needed import lower_for
         from vitesse.metadata import serialise
 
         try:
             model = onnx.load(artifact.path)
         except Exception as error:
             raise _refused("reading", artifact.path, error) from error
-        lowered, changes = lower(model)
-        if not any(changes.values()):
+        made = lower_for(self, model, artifact.spec)
+        lowered, changes = lower(model if made is None else made.model)
+        if made is None and not any(changes.values()):
             return Built(artifact, changes)
         provenance = Provenance("build:onnxruntime", artifact.sha256)
         content = serialise(lowered, artifact.spec)
-        return Built(store.put(content, artifact.spec, provenance, suffix=".onnx"), changes)
+        stored = store.put(content, artifact.spec, provenance, suffix=".onnx")
+        return (
+            Built(stored, changes)
+            if made is None
+            else Built(stored, {**made.changes, **changes}, made.notes())
+        )
 
     def load(self, artifact: Artifact, options: LoadOptions | None = None) -> OnnxRuntimeEngine:
         """Load an ONNX file.

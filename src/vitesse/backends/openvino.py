@@ -1,8 +1,8 @@
 """OpenVINO on the CPU.
 
-It reads ONNX files itself, with every operator that the other stages produce, so that building for it keeps the
-file and its hash: what was verified for one runtime is what the other loads. Only its own INT8 (`openvino_int8`)
-needs its own format, one zip that holds the graph and the weights.
+It reads ONNX files itself, with nearly every operator that the other stages produce: building for it keeps the file
+and its hash unless it lacks one, so that what was verified for one runtime is what the other loads. Only its own INT8
+(`openvino_int8`) needs its own format, one zip that holds the graph and the weights.
 
 Static shapes run about a quarter faster than dynamic ones, so that a model whose only free dimension is the batch
 is compiled for batch 1; another batch size compiles the general model when it is first met.
@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
+import onnx
 import openvino
 
-from vitesse.artifact import Artifact, Store
+from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.closing import Closing
 from vitesse.backends.feeds import check_feeds
 from vitesse.backends.openvino_ir import IR_SUFFIX, read_ir
@@ -157,6 +159,7 @@ class OpenVinoBackend:
     """OpenVINO's CPU plugin."""
 
     name = "openvino"
+    distrusts: tuple[str, ...] = ()
 
     def probe(self) -> Availability:
         """Report version and device."""
@@ -166,18 +169,36 @@ class OpenVinoBackend:
         return Availability(True, version, ("CPU",), ("fp32", "int8"))
 
     def build(self, artifact: Artifact, store: Store) -> Built:
-        """Check that OpenVINO takes the file; the artifact keeps path and hash.
+        """Check that OpenVINO takes the file; the artifact keeps path and hash unless an operator must be rewritten.
 
         Raises:
             BackendError: names the operator that OpenVINO refuses.
         """
-        with self.load(artifact):
+        made = self._lowered(artifact, store)
+        with self.load(made.artifact):
             pass
-        return Built(
-            Artifact(
-                artifact.path, artifact.sha256, artifact.bytes, artifact.spec, artifact.provenance, self.name
-            )
-        )
+        return made
+
+    def _lowered(self, artifact: Artifact, store: Store) -> Built:
+        """Rewrite what OpenVINO lacks, or computes otherwise than the standard says."""
+        kept = Built(replace(artifact, backend=self.name))
+        if artifact.path.suffix == IR_SUFFIX:
+            return kept
+        # Imported here because deployment loads this module without the packages that lowering needs.
+        from vitesse.lowering.needed import lower_for
+        from vitesse.metadata import serialise
+
+        try:
+            model = onnx.load(artifact.path)
+        except Exception as error:
+            raise _refused("reading", artifact.path, error) from error
+        lowered = lower_for(self, model, artifact.spec)
+        if lowered is None:
+            return kept
+        provenance = Provenance("build:openvino", artifact.sha256)
+        content = serialise(lowered.model, artifact.spec)
+        stored = store.put(content, artifact.spec, provenance, backend=self.name, suffix=".onnx")
+        return Built(stored, lowered.changes, lowered.notes())
 
     def load(self, artifact: Artifact, options: LoadOptions | None = None) -> OpenVinoEngine:
         """Load an ONNX file, or the zip that `openvino_int8` makes.

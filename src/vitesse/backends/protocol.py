@@ -122,9 +122,13 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """A runtime."""
+    """A runtime.
+
+    `distrusts` names rewrites (`lowering.REWRITES`) for operators that it takes and is known to compute wrongly.
+    """
 
     name: str
+    distrusts: tuple[str, ...]
 
     def probe(self) -> Availability:
         """Say whether the runtime works here; never raises."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import onnx
 
 from vitesse.errors import BackendError
+from vitesse.lowering import rewrite_of
+from vitesse.scopes import path_of
 
 
 def refusal(runtime: str, doing: str, path: Path, error: Exception) -> BackendError:
@@ -36,11 +38,25 @@ def refusal(runtime: str, doing: str, path: Path, error: Exception) -> BackendEr
     node = _meant(said, nodes)
     if node is None:
         return BackendError(what)
-    cause = f"operator {node.op_type}, domain {node.domain or 'ai.onnx'!r}, node {node.name!r}"
+    cause = f"operator {node.op_type}, domain {node.domain or 'ai.onnx'!r}, node {node.name!r}{_module(node)}"
     if doing == "running":
         return BackendError(what, cause=cause)
-    fix = "export with another opset, or try another target"
-    return BackendError(what, expected=f"operators that {runtime} has", cause=cause, fix=fix)
+    return BackendError(what, expected=f"operators that {runtime} has", cause=cause, fix=_way_out(node))
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """Where in the network the node came from, as far as its exporter noted it."""
+    path = path_of(node.name, {entry.key: entry.value for entry in node.metadata_props})
+    if path is None:
+        return ""
+    return f", of the module {'.'.join(path)}" if path else ", of the network itself"
+
+
+def _way_out(node: onnx.NodeProto) -> str:
+    rewrite = rewrite_of(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rewrite is None:
+        return f"no rewrite of {node.op_type} exists: export with another opset, or try another target"
+    return f"--lower {rewrite.name} writes it as {', '.join(rewrite.emits)}"
 
 
 def _meant(said: str, nodes: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:

@@ -44,6 +44,10 @@ class Fused:
     changes: Mapping[str, int]
     reasons: Mapping[str, tuple[str, ...]]
 
+    def notes(self) -> tuple[str, ...]:
+        """The reasons as lines for a report."""
+        return tuple(f"{name}: {reason}" for name, reasons in self.reasons.items() for reason in reasons)
+
 
 def clean_model(model: onnx.ModelProto, keep: Collection[str] | None = None) -> Fused:
     """Stage "clean": fold what does not depend on the image, turn shape arithmetic into constants, drop the dead.

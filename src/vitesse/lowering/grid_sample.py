@@ -73,31 +73,39 @@ class _GridSample(OperatorRule):
 
     def build(self, op: Any, plan: _Plan) -> Any:
         axes = range(len(plan.lengths))
-        sizes = [_size(op, plan, axis) for axis in axes]
+        extents = [_Extent.of(op, plan, axis) for axis in axes]
         # Places are computed in float32 also for float16, which counts in steps of 2 from 2048 on.
         # (N, points, 1) for each axis; the grid's last axis runs from the innermost axis outwards.
-        flat = op.Reshape(plan.grid, integers(op, [0, -1, len(sizes)]))
-        places = list(_taken_apart(op, _typed(op, flat, plan, wide=True), len(sizes), plan.opset))[::-1]
-        corners = [_corners(op, plan, place, size) for place, size in zip(places, sizes, strict=True)]
+        flat = op.Reshape(plan.grid, integers(op, [0, -1, len(extents)]))
+        places = list(_taken_apart(op, _typed(op, flat, plan, wide=True), len(extents), plan.opset))[::-1]
+        corners = [_corners(op, plan, place, extent) for place, extent in zip(places, extents, strict=True)]
         chosen: list[tuple[Any, Any]] = [(None, None)]
         for axis in axes:
             chosen = [
-                (_weighted(op, weight, other), _indexed(op, index, sizes[axis], at))
+                (_weighted(op, weight, other), _indexed(op, index, extents[axis].length, at))
                 for weight, index in chosen
                 for other, at in corners[axis]
             ]
         weights = op.Concat(*(weight for weight, _ in chosen), axis=2)
         indices = op.Concat(*(index for _, index in chosen), axis=2)
-        return _gathered(op, plan, weights, op.Cast(indices, to=int(ir.DataType.INT64)), len(chosen))
+        return _gathered(op, plan, weights, op.Cast(indices, to=int(ir.DataType.INT64)))
 
 
-def _size(op: Any, plan: _Plan, axis: int) -> Any:
-    """Length of a spatial axis as a float constant, or read from the image's shape."""
-    static = plan.lengths[axis]
-    if static is not None:
-        return numbers(op, static, ir.DataType.FLOAT)
-    length = op.Gather(op.Shape(plan.x), integers(op, axis + 2), axis=0)
-    return op.Cast(length, to=int(ir.DataType.FLOAT))
+@dataclass(frozen=True)
+class _Extent:
+    """Length of a spatial axis and its last index, as floats; read from the image's shape where not static."""
+
+    length: Any
+    last: Any
+
+    @classmethod
+    def of(cls, op: Any, plan: _Plan, axis: int) -> _Extent:
+        static = plan.lengths[axis]
+        if static is not None:
+            return cls(*(numbers(op, value, ir.DataType.FLOAT) for value in (static, static - 1)))
+        length = op.Gather(op.Shape(plan.x), integers(op, axis + 2), axis=0)
+        real = op.Cast(length, to=int(ir.DataType.FLOAT))
+        return cls(real, op.Sub(real, numbers(op, 1.0, ir.DataType.FLOAT)))
 
 
 def _typed(op: Any, value: Any, plan: _Plan, *, wide: bool) -> Any:
@@ -115,12 +123,11 @@ def _taken_apart(op: Any, flat: Any, count: int, opset: int) -> Sequence[Any]:
     return parts
 
 
-def _corners(op: Any, plan: _Plan, place: Any, size: Any) -> list[tuple[Any, Any]]:
+def _corners(op: Any, plan: _Plan, place: Any, extent: _Extent) -> list[tuple[Any, Any]]:
     """(weight, index as a float inside the image) of the corners along one axis."""
     one, half, zero = (numbers(op, value, ir.DataType.FLOAT) for value in (1.0, 0.5, 0.0))
-    last = op.Sub(size, one)
-    shifted = op.Add(place, one)
-    edge_to_edge = op.Mul(shifted, last if plan.aligned else size)
+    last = extent.last
+    edge_to_edge = op.Mul(op.Add(place, one), last if plan.aligned else extent.length)
     pixel = op.Mul(edge_to_edge if plan.aligned else op.Sub(edge_to_edge, one), half)
     if not plan.padded:
         pixel = op.Clip(pixel, zero, last)
@@ -154,7 +161,7 @@ def _indexed(op: Any, index: Any, size: Any, at: Any) -> Any:
     return at if index is None else op.Add(op.Mul(index, size), at)
 
 
-def _gathered(op: Any, plan: _Plan, weights: Any, indices: Any, count: int) -> Any:
+def _gathered(op: Any, plan: _Plan, weights: Any, indices: Any) -> Any:
     """Sum of weight · pixel over the corners, (N, points, corners) each → (N, C, points of the grid …)."""
     flat = op.Reshape(plan.x, integers(op, [0, 0, -1]))
     pixels = op.Transpose(flat, perm=[0, 2, 1])
