@@ -43,8 +43,11 @@ _ANYWHERE = (
 _OUTERMOST = (
     (Part.BACKBONE, r"backbone|conv_encoder|resnet"),
     (Part.NECK, r"(en|de)?(coder_)?input_proj(ection)?|neck|fpn|level_embed"),
-    (Part.ENCODER, r"encoder"),
-    (Part.DECODER, r"decoder|query_(embed|position_embedding|feat)s?|refpoint_embed|tgt_embed"),
+    (Part.ENCODER, r"(\w+_)?encoder(_layer)?"),
+    (
+        Part.DECODER,
+        r"(\w+_)?decoder(_layer)?|query_(embed|position_embedding|feat)s?|refpoint_embed|tgt_embed",
+    ),
 )
 # Only where no decoder was found: what a detector calls encoder is then the body of a ViT.
 _VIT = (
@@ -52,7 +55,10 @@ _VIT = (
         Part.EMBEDDING,
         r"(patch_|token_)?embed(ding|der)?s?|patch_embeddings?|conv_proj|norm_pre|pos_drop|root",
     ),
-    (Part.BLOCKS, r"encoder|blocks?|layers?|stages?|transformer|encoder_?block(_\d+)?|resblocks"),
+    (
+        Part.BLOCKS,
+        r"(\w+_)?encoder(_layer)?|blocks?|layers?|stages?|transformer|encoder_?block(_\d+)?|resblocks",
+    ),
     (Part.HEADS, r"head(_dist|_drop|s)?|classifier|cls_classifier|distillation_classifier|fc|pooler"),
     (Part.HEADS, r"norm|layer_?norm|final_layer_?norm|ln_post|global_pool|attn_pool"),
 )

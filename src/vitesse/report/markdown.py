@@ -72,7 +72,7 @@ def _modules(extras: ReportExtras) -> str:
         return note
     bars = (*extras.modules, sections.module_total(extras.modules))
     rows = [(bar.part, bar.before_ms, bar.after_ms) for bar in bars]
-    return _times("part of the model", rows, note)
+    return _times("step or part", rows, note)
 
 
 def _operators(extras: ReportExtras) -> str:
