@@ -18,7 +18,7 @@ from vitesse.profile.attribution import Matched, attribute, matched_ms
 from vitesse.profile.calls import Calls, profiled_calls, unprofiled_calls
 from vitesse.profile.costs import Cost, costs_of, total
 from vitesse.profile.families import family
-from vitesse.profile.modules import Modules, Place, modules_of
+from vitesse.profile.modules import Found, Modules, Place, modules_of
 from vitesse.profile.operators import OperatorProfile, summed
 from vitesse.profile.parts import FLOW, Part
 from vitesse.profile.recording import Kernel
@@ -236,7 +236,9 @@ class _Table:
                 paths[place.part].append(place.path)
         self._trunks = {part: _trunk(found) for part, found in paths.items()}
         self.order: dict[tuple[Part, str], int] = {}
-        for place in modules.places:
+        # Casts of weights may stand before everything; where a module begins, its own nodes tell.
+        own = [place for place in modules.places if place.found is not Found.NEIGHBOURS]
+        for place in (*own, *modules.places):
             self.order.setdefault(self.key(place), len(self.order))
 
     def key(self, place: Place) -> tuple[Part, str]:
