@@ -23,6 +23,7 @@ class ModelRow:
         dynamic: axes that the row is exported with and verified at another value of.
         int8: whether INT8 Q/DQ applies and the quantised graph runs with finite outputs.
         tolerance: largest absolute difference to the framework's own answer, outputs of order 1.
+        loader: the class of transformers that the row stands for; empty for other sources.
         note: why something is not fused or not dynamic; empty where there is nothing to say.
     """
 
@@ -37,4 +38,5 @@ class ModelRow:
     dynamic: frozenset[str] = frozenset({"batch"})
     int8: bool = True
     tolerance: float = 1e-4
+    loader: str = ""
     note: str = ""
