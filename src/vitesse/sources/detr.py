@@ -324,8 +324,7 @@ class BoxHead(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        sizes = (hidden, hidden, hidden, 4)
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        self.layers = nn.ModuleList(nn.Linear(hidden, out) for out in (hidden, hidden, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, 4)."""
@@ -393,8 +392,9 @@ def fold_batch_norm(model: DETR) -> DETR:
         for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, FrozenBatchNorm):
                 scale, shift = norm.affine()
-                weight = convolution.weight.detach().double() * scale[:, None, None, None]
-                convolution.weight = nn.Parameter(weight.float())
-                convolution.bias = nn.Parameter(shift.float())
+                old = convolution.weight.detach()
+                weight = (old.double() * scale[:, None, None, None]).to(old.dtype)
+                convolution.weight = nn.Parameter(weight, requires_grad=False)
+                convolution.bias = nn.Parameter(shift.to(old.dtype), requires_grad=False)
                 setattr(parent, name, nn.Identity())
     return folded

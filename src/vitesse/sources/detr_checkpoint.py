@@ -211,6 +211,13 @@ def _spec(config: DETRConfig, given: ModelSpec | None, options: ExportOptions) -
         )
     spec = given or _default_spec(config, options)
     rules = spec.preprocessing
+    size = rules.size if options.dynamic_size else options.size or rules.size
+    if config.learned_cells and max(size) > config.learned_cells * config.stride:
+        raise UsageError(
+            f"images of {size[0]}×{size[1]}: the learned position embedding has {config.learned_cells} cells a side",
+            expected=f"at most {config.learned_cells * config.stride} pixels a side",
+            fix="a smaller --size, or with open height and width a smaller preprocessing.size in the spec",
+        )
     if options.dynamic_size:
         return replace(spec, valid_size_input=spec.valid_size_input or _VALID_SIZES)
     if rules.resize is Resize.SHORTEST:
@@ -218,12 +225,6 @@ def _spec(config: DETRConfig, given: ModelSpec | None, options: ExportOptions) -
             'the spec says resize = "shortest", which makes every picture of another size, and the graph takes one',
             expected='resize = "stretch" or "letterbox" for a graph of fixed size',
             fix="--dynamic batch,height,width, or another resize in the spec",
-        )
-    size = options.size or rules.size
-    if config.learned_cells and max(size) > config.learned_cells * config.stride:
-        raise UsageError(
-            f"--size {size[0]}x{size[1]}: the learned position embedding has {config.learned_cells} cells a side",
-            expected=f"at most {config.learned_cells * config.stride} pixels a side",
         )
     return replace(spec, preprocessing=replace(rules, size=size))
 
