@@ -14,6 +14,17 @@ def test_extras_come_back_from_the_run_folder_as_they_were_saved(tmp_path):
     assert names == ["01-after.png", "01-before.png", "02-after.png", "02-before.png"]
 
 
+def test_a_run_from_before_there_was_a_profile_by_module_is_still_read(tmp_path):
+    save_extras(tmp_path, sample_extras())
+    raw = json.loads((tmp_path / FILE).read_text())
+    del raw["modules"], raw["modules_note"]
+    (tmp_path / FILE).write_text(json.dumps(raw))
+    found = load_extras(tmp_path)
+    assert found.modules == ()
+    assert found.modules_note == ""
+    assert found.operators == sample_extras().operators
+
+
 def test_jpeg_bytes_get_a_jpeg_name(tmp_path):
     save_extras(tmp_path, ReportExtras(pictures=(Picture("x", b"\xff\xd8\xff", scene(())),)))
     assert (tmp_path / "pictures" / "01-before.jpg").read_bytes() == b"\xff\xd8\xff"

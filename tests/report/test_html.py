@@ -191,6 +191,24 @@ def test_operators_are_sorted_summed_and_the_small_ones_joined():
     assert all(0 <= width <= 100 for width in widths)
 
 
+def test_parts_of_the_model_stand_in_the_order_of_an_images_way_with_bars_and_a_sum():
+    page = _page()
+    texts = _Page(page).texts
+    parts = ["read the image", "backbone", "encoder", "decoder", "read the outputs"]
+    assert sorted(parts, key=texts.index) == parts
+    total = texts[texts.index("image to result") :][:3]
+    assert total == ["image to result", "24.00", "14.92"]
+    bars = page.split(">decoder</th>")[1].split("</tr>")[0]
+    assert re.findall(r"width:([\d.]+)%", bars) == ["100.00", "69.27"]
+
+
+def test_without_a_profile_by_module_the_operators_stand_alone():
+    page = _page(extras=replace(sample_extras(), modules=(), modules_note=""))
+    assert "step or part" not in page
+    assert page.count('<table class="operators">') == 1
+    assert _page().count('<table class="operators">') == 2
+
+
 def test_empty_sections_say_why():
     texts = _Page(_page(extras=ReportExtras(operators_note="Not profiled: OpenVINO gives no times."))).texts
     assert "Not profiled: OpenVINO gives no times." in texts

@@ -64,3 +64,10 @@ def test_an_unfinished_run_has_a_report_too(rows):
     text = render_markdown(Ledger("m.onnx", "cpu", rows), ReportExtras())
     assert "Unfinished" in text
     assert "## Start-up" not in text
+
+
+def test_time_by_part_stands_before_time_by_operator():
+    text = render_markdown(sample_ledger(), sample_extras())
+    assert _table(text, "Where the time goes")[0] == ["step or part", "original, ms", "chosen, ms"]
+    assert text.index("| decoder | 7.55 | 5.23 |") < text.index("| MatMul | 8.62 | 4.41 |")
+    assert "| image to result | 24.00 | 14.92 |" in text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +15,39 @@ from vitesse.profile.operators import OperatorProfile, OperatorTime
 from vitesse.report.figures import DASH, decimal, times
 
 MOST_OPERATORS = 20
+# What a narrow terminal goes without, first to last.
+DROPPED = ("copies ms", "GFLOP/s", "calls", "parameters", "weights MB", "GFLOP", "share", "gain")
+GAP = 2
+
+
+@dataclass
+class _Grid:
+    """Headings and lines of cells; the first cell of a line is its name. A line's style is rich's."""
+
+    headings: list[str]
+    lines: list[tuple[list[str], str]] = field(default_factory=list)
+
+    def add(self, cells: Sequence[str], style: str = "") -> None:
+        """Add a line."""
+        self.lines.append((list(cells), style))
+
+    def table(self, width: int) -> Table:
+        """Lay out in `width` characters, without the columns that find no place."""
+        kept = list(range(len(self.headings)))
+        for drop in DROPPED:
+            if self._width(kept) > width:
+                kept = [at for at in kept if self.headings[at] != drop]
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+        for at in kept:
+            justify: Literal["left", "right"] = "right" if at else "left"
+            table.add_column(self.headings[at], justify=justify, no_wrap=True)
+        for cells, style in self.lines:
+            table.add_row(*(cells[at] for at in kept), style=style)
+        return table
+
+    def _width(self, kept: Sequence[int]) -> int:
+        rows = [self.headings, *(cells for cells, _ in self.lines)]
+        return sum(max(len(row[at]) for row in rows) + GAP for at in kept) - GAP
 
 
 def print_modules(profiles: Sequence[tuple[str, ModuleProfile]], console: Console | None = None) -> None:
@@ -22,8 +57,8 @@ def print_modules(profiles: Sequence[tuple[str, ModuleProfile]], console: Consol
         profiles: (title, profile) of one artifact or two, the original first; both of the same depth.
     """
     console = console or Console()
-    table = _alone(profiles[0][1]) if len(profiles) == 1 else _beside(profiles[0], profiles[1])
-    console.print(table)
+    grid = _alone(profiles[0][1]) if len(profiles) == 1 else _beside(profiles[0], profiles[1])
+    console.print(grid.table(console.width))
     for title, profile in profiles:
         for line in summary(title, profile):
             console.print(line, style="dim", highlight=False)
@@ -55,14 +90,14 @@ def print_operators(profiles: Sequence[tuple[str, OperatorProfile]], console: Co
     for row in (row for one in found for row in one.values()):
         most[row.operator] = max(row.ms, most.get(row.operator, 0.0))
     names = sorted(most, key=lambda name: -most[name])
-    table = _table("operator", *(text for title, _ in profiles for text in (f"{title} ms", "share", "calls")))
+    grid = _Grid(["operator", *(text for title, _ in profiles for text in (f"{title} ms", "share", "calls"))])
     for name in names[:MOST_OPERATORS]:
         cells = []
         for one in found:
             known = one.get(name)
             cells += _operator(known) if known else [DASH] * 3
-        table.add_row(name, *cells)
-    console.print(table)
+        grid.add([name, *cells])
+    console.print(grid.table(console.width))
     for title, profile in profiles:
         console.print(
             f"{title}: {profile.backend}, mean of {profile.runs} runs; operators {decimal(profile.operators_ms)} ms "
@@ -76,19 +111,11 @@ def _operator(row: OperatorTime) -> list[str]:
     return [decimal(row.ms), f"{row.share:.1%}", f"{row.calls:g}"]
 
 
-def _table(first: str, *rest: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column(first, no_wrap=True)
-    for heading in rest:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
-def _alone(profile: ModuleProfile) -> Table:
-    table = _table("part", "ms", "share", "copies ms", "GFLOP", "GFLOP/s", "weights MB", "parameters")
+def _alone(profile: ModuleProfile) -> _Grid:
+    grid = _Grid(["part", "ms", "share", "copies ms", "GFLOP", "GFLOP/s", "weights MB", "parameters"])
     for label, row in _labelled(profile):
-        table.add_row(label, decimal(row.ms), _share(row), _copies(row), *_costs(row), style=_style(row))
-    return table
+        grid.add([label, decimal(row.ms), _share(row), _copies(row), *_costs(row)], _style(row))
+    return grid
 
 
 def _costs(row: ModuleRow) -> tuple[str, str, str, str]:
@@ -103,35 +130,19 @@ def _costs(row: ModuleRow) -> tuple[str, str, str, str]:
     )
 
 
-def _beside(before: tuple[str, ModuleProfile], after: tuple[str, ModuleProfile]) -> Table:
-    table = _table(
-        "part",
-        f"{before[0]} ms",
-        "share",
-        f"{after[0]} ms",
-        "share",
-        "gain",
-        "copies ms",
-        "GFLOP",
-        "weights MB",
-    )
+def _beside(before: tuple[str, ModuleProfile], after: tuple[str, ModuleProfile]) -> _Grid:
+    times_of = [text for title, _ in (before, after) for text in (f"{title} ms", "share")]
+    grid = _Grid(["part", *times_of, "gain", "copies ms", "GFLOP", "weights MB"])
     old, new = dict(_labelled(before[1])), dict(_labelled(after[1]))
     for label in merged(list(old), list(new)):
         one, other = old.get(label), new.get(label)
         gain = (
             times(one.ms / other.ms) if one and other and other.ms and one.kind is not Kind.RUNTIME else DASH
         )
-        table.add_row(
-            label,
-            decimal(one.ms) if one else DASH,
-            _share(one),
-            decimal(other.ms) if other else DASH,
-            _share(other),
-            gain,
-            *(_pair(one, other, text) for text in (_copies, _flops, _weights)),
-            style=_style(one or other),
-        )
-    return table
+        spent = [text for row in (one, other) for text in (decimal(row.ms) if row else DASH, _share(row))]
+        costs = [_pair(one, other, text) for text in (_copies, _flops, _weights)]
+        grid.add([label, *spent, gain, *costs], _style(one or other))
+    return grid
 
 
 def merged(first: Sequence[str], second: Sequence[str]) -> list[str]:
