@@ -120,7 +120,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         metavar="AXES",
         help="of batch,height,width, or none: what stays open (default: batch)",
     )
-    group.add_argument("--opset", type=int, metavar="N", help="ONNX operator set, 17 or more (default: 18)")
+    group.add_argument("--opset", type=int, metavar="N", help="ONNX operator set, 18 or more (default: 18)")
     group.add_argument(
         "--set",
         type=setting,

@@ -11,7 +11,7 @@ from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.export.check import check_export
 from vitesse.metadata import serialise
 from vitesse.progress import Progress, Silent
-from vitesse.sources.signature import check_spec_against
+from vitesse.sources.signature import check_spec_against, opset_of
 from vitesse.sources.source import AXES, ExportOptions, Source
 from vitesse.spec import ModelSpec
 
@@ -48,7 +48,7 @@ def export_source(source: Source, options: ExportOptions, progress: Progress | N
     check_spec_against(exported.model, exported.spec)
     how = {
         "exported from": source.title,
-        "opset": str(options.opset),
+        "opset": str(opset_of(exported.model)),
         "open axes": ", ".join(axis for axis in AXES if axis in exported.dynamic) or "none",
     }
     content = serialise(exported.model, exported.spec)

@@ -27,6 +27,11 @@ def graph_outputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
     return tuple(_info(entry) for entry in model.graph.output)
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operators that the graph is written in."""
+    return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+
 def graph_signature(model: onnx.ModelProto) -> str:
     """Return the graph's inputs and outputs with dtype and shape, one a line, for messages."""
     inputs, outputs = graph_inputs(model), graph_outputs(model)

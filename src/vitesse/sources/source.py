@@ -48,7 +48,7 @@ class ExportOptions:
     """How a graph is made.
 
     Args:
-        opset: ONNX operator set, at least 17 (LayerNormalization is one node from there on).
+        opset: ONNX operator set, at least 18: torch's exporter writes no older one.
         dynamic: which of `batch`, `height`, `width` the graph leaves open; the rest is fixed.
         keep_aux: keep the auxiliary outputs of every decoder layer, stacked, as training code has them.
         size: image (height, width) in pixels; None = the source's own. Traced at, where it is dynamic.
@@ -63,11 +63,12 @@ class ExportOptions:
         wrong = sorted(self.dynamic - set(AXES))
         if wrong:
             raise UsageError(f"--dynamic {','.join(wrong)}", expected=f"some of {', '.join(AXES)}")
-        if self.opset < 17:
+        if self.opset < 18:
             raise UsageError(
                 f"--opset {self.opset}",
-                expected="17 or more",
-                cause="below 17 a LayerNorm falls apart into eight operators, whose squares overflow in FP16",
+                expected="18 or more",
+                cause="torch's exporter writes none older; below 17 a LayerNorm falls apart into eight operators, "
+                "whose squares overflow in FP16",
             )
         if len(self.dynamic & {"height", "width"}) == 1:
             raise UsageError(
