@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -49,13 +51,18 @@ def test_a_wrong_note_of_the_exporter_is_dropped() -> None:
     assert dims(model, "r")[1:] == [4, 6, 6]
 
 
-def test_an_operator_unknown_to_the_symbolic_inference_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refusing:
-        @staticmethod
-        def infer_shapes(*_: object, **__: object) -> None:
-            raise Exception("Incomplete symbolic shape inference")
-
-    monkeypatch.setattr(shapes, "SymbolicShapeInference", Refusing)
+def test_an_operator_unknown_to_the_symbolic_inference_falls_back_and_leaves_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
     model = resized()
-    shapes.infer_shapes(model)
+    node = next(node for node in model.graph if node.op_type == "Resize")
+    unknown = ir.node("Mystery", [node.outputs[0]], domain="custom")
+    model.graph.append(unknown)
+    model.graph.append(ir.node("Relu", [unknown.outputs[0]]))
+    model.opset_imports["custom"] = 1
+    with caplog.at_level("INFO"):
+        shapes.infer_shapes(model)
+    assert "symbolic shape inference gave up" in caplog.text
     assert dims(model, "a")[1:] == [4, 6, 6]
+    assert list(tmp_path.iterdir()) == []

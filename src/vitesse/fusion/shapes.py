@@ -32,9 +32,7 @@ def infer_shapes(model: ir.Model) -> None:
                 noted[id(value)] = value.shape
                 value.shape = None
     try:
-        inferred = SymbolicShapeInference.infer_shapes(
-            _without_weights(model), int_max=_UNLIMITED, auto_merge=True, guess_output_rank=False, verbose=0
-        )
+        inferred = _symbolically(_without_weights(model))
     except Exception as error:  # it raises plain Exception and whatever sympy raises
         _log.info("symbolic shape inference gave up: %s", error)
         complete_shapes(model)
@@ -44,6 +42,20 @@ def infer_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if value.shape is None:
                 value.shape = noted.get(id(value))
+
+
+def _symbolically(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Do what `SymbolicShapeInference.infer_shapes` does, but leave no file in the current folder when it gives up."""
+    inference = SymbolicShapeInference(_UNLIMITED, auto_merge=True, guess_output_rank=False, verbose=0)
+    inference._preprocess(model)
+    complete = False
+    while inference.run_:
+        complete = inference._infer_impl()
+    if not complete:
+        raise ValueError("an operator whose output it cannot tell")
+    inference._update_output_from_vi()
+    inferred: onnx.ModelProto = inference.out_mp_
+    return inferred
 
 
 def complete_shapes(model: ir.Model) -> None:
