@@ -26,6 +26,7 @@ class JaxNetwork:
 
     def __init__(self, model: JaxModel, spec: ModelSpec, outputs: Outputs) -> None:
         self.model, self.spec, self.outputs = model, spec, outputs
+        self._params = jax.device_put(model.params, jax.devices("cpu")[0])
         self._compiled = jax.jit(self._forward)
 
     def answer(self, feeds: Tensors) -> Tensors:
@@ -34,7 +35,7 @@ class JaxNetwork:
         if self.spec.preprocessing.layout == "NCHW":
             images = images.transpose(0, 2, 3, 1)
         with _on_cpu():
-            arrays = self._compiled(self.model.params, images)
+            arrays = self._compiled(self._params, images)
             return {name: np.asarray(array) for name, array in zip(self.outputs.names, arrays, strict=True)}
 
     def translate(self, batch: str | int, opset: int) -> onnx.ModelProto:
@@ -43,7 +44,7 @@ class JaxNetwork:
         try:
             with _on_cpu(), _silent():
                 model: onnx.ModelProto = to_onnx(
-                    partial(self._forward, self.model.params),
+                    partial(self._forward, self._params),
                     [(batch, *spec.preprocessing.size, 3)],
                     opset=opset,
                     model_name=self.model.name,
