@@ -149,8 +149,7 @@ def _unpickled(path: Path) -> Any:
         raise _refused(path, wanted[1] or wanted[2]) from error
     except (OSError, RuntimeError) as error:
         raise _damaged(path, (str(error).strip().splitlines() or ["it ends too early"])[0][:200]) from error
-    except (EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        # A cut-off or foreign pickle fails wherever its reader happens to stumble.
+    except Exception as error:  # a cut-off or foreign pickle fails wherever its reader happens to stumble
         raise _damaged(path, "its pickle breaks off, or is not one of torch.save") from error
 
 
