@@ -20,10 +20,11 @@ from sources import models_table
 from sources.classifier_rows import ROWS as CLASSIFIER_ROWS
 from sources.examining import Examined, cosine, difference_to, examine
 from sources.model_rows import ModelRow
+from sources.own_rows import ROWS as OWN_ROWS
 from vitesse.errors import MissingExtra
 from vitesse.spec import Decode
 
-ROWS: tuple[ModelRow, ...] = (*CLASSIFIER_ROWS,)
+ROWS: tuple[ModelRow, ...] = (*OWN_ROWS, *CLASSIFIER_ROWS)
 INT8_COSINE = 0.95
 ROWS_BY_NAME = {row.name: row for row in ROWS}
 Table = dict[str, Examined]
