@@ -173,7 +173,8 @@ def _refused(path: Path, wanted: str) -> ModelError:
     return ModelError(
         f"{path} is refused: its pickle asks for {wanted}, and making such an object runs code",
         expected="tensors, numbers, texts and argparse.Namespace only",
-        cause="the whole model was saved instead of its weights, or objects of the training program beside them",
+        cause="the whole model was saved instead of its weights, or objects of the training program beside them; "
+        "rarely, a file that was cut off within a name",
         fix=_RESAVE,
     )
 
