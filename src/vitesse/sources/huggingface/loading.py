@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 import transformers
+from transformers.utils import logging
 
 from vitesse.errors import ModelError, SpecError, UsageError, VitesseError
 from vitesse.export.torch_onnx import Network, TorchSource
@@ -24,6 +26,7 @@ from vitesse.spec import ROLES, Decode, ModelSpec, Task
 
 FAMILIES: tuple[Family, ...] = (*DETECTORS, *CLASSIFIERS)
 _IMAGE, _VALID = "images", "valid_sizes"
+_QUERIES = 300  # of every family that keeps as many detections as it has queries, where its config is silent
 
 
 def open_huggingface(name: str, given: Given | None = None) -> TorchSource:
@@ -111,6 +114,7 @@ def _spec(repository: Repository, family: Family, given: Given, *, dynamic: bool
             dynamic=dynamic,
         ),
         labels=_labels(repository),
+        top_k=family.top_k or int(repository.config.get("num_queries", _QUERIES)),
     )
 
 
@@ -187,6 +191,85 @@ def load(repository: Repository, family: Family) -> Any:
     """
     loader = getattr(transformers, family.loader)
     try:
+        with _quietly():
+            config = loader.config_class.from_dict(dict(repository.config))
+            renamed = native_backbone(config)
+            model, report = loader.from_pretrained(
+                repository.folder,
+                config=config,
+                key_mapping=renamed,
+                local_files_only=True,
+                use_safetensors=repository.safetensors,
+                weights_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (ImportError, VitesseError):
+        raise
+    except Exception as error:  # transformers lets through whatever went wrong inside
+        raise ModelError(
+            f"transformers cannot load {repository.name}: {_first_line(error)}",
+            expected=f"config.json and weights of one {family.loader}",
+            cause="config.json of another model, a file that was cut off, or a pickle that wants to run code",
+        ) from error
+    missing = sorted(set(range(max(by_index) + 1)) - set(by_index))
+        raise SpecError(
+            f"id2label in {repository.folder / 'config.json'} lacks the classes {missing[:10]}",
+            expected="a name for every class from 0 on",
+            cause="category ids of a data set with gaps, put in as class indices",
+            fix='name the unused classes too, for example "N/A"',
+        )
+    labels = tuple(by_index[index] for index in range(len(by_index)))
+    return () if all(label == f"LABEL_{index}" for index, label in enumerate(labels)) else labels
+
+
+def _network(repository: Repository, family: Family, given: Given, options: ExportOptions) -> Network:
+    """Load the model and make it ready to be traced as the options ask; see `TorchSource.build`."""
+    if options.keep_aux:
+        raise UsageError(
+            f"--keep-aux: the outputs of every decoder layer are not kept for hf:{repository.name}",
+            expected="a facebookresearch/detr checkpoint, whose original graph has them",
+        )
+    model = load(repository, family)
+    stride = family.stride(model.config)
+    padded = options.dynamic_size and family.masked is not None
+    size = options.size or _spec(repository, family, given).preprocessing.size
+    _check_size(size, stride, repository.name)
+    family.prepare(model, padded)
+    spec = _spec(repository, family, given, dynamic=padded)
+    if options.size is not None:
+        spec = replace(spec, preprocessing=replace(spec.preprocessing, size=size))
+    outputs = tuple(spec.outputs[role] for role in ROLES[spec.decode])
+    # torch takes two dimensions of one value for one dimension
+    traced = (size[0], size[1] + stride) if options.dynamic_size and size[0] == size[1] else size
+    inputs = {spec.image_input: torch.randn(2, 3, *traced, generator=torch.Generator().manual_seed(0))}
+    axes = {spec.image_input: {0: "batch", 2: "height", 3: "width"}}
+    if family.masked is None or not padded:
+        return Network(Answering(model, family), inputs, outputs, spec, axes, stride)
+    spec = replace(spec, valid_size_input=_VALID)
+    inputs[_VALID], axes[_VALID] = torch.tensor([traced, traced]), {0: "batch"}
+    return Network(MaskedAnswering(model, family.masked), inputs, outputs, spec, axes, stride)
+
+
+def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
+    if any(side < 1 or side % stride for side in size):
+        nearest = [max(stride, round(side / stride) * stride) for side in size]
+        raise UsageError(
+            f"an image size of {size[0]}×{size[1]} (height×width) for hf:{name}",
+            expected=f"multiples of {stride}",
+            fix=f"give --size {nearest[0]},{nearest[1]}",
+        )
+
+
+def load(repository: Repository, family: Family) -> Any:
+    """Load the model of transformers with its weights, float32, for inference.
+
+    Raises:
+        ModelError: the weights do not fit the config, lack the head, or are a pickle that wants more than tensors.
+        MissingExtra: the backbone is of timm, which is not installed.
+    """
+    loader = getattr(transformers, family.loader)
+    try:
         config = loader.config_class.from_dict(dict(repository.config))
         renamed = native_backbone(config)
         model, report = loader.from_pretrained(
@@ -197,7 +280,6 @@ def load(repository: Repository, family: Family) -> Any:
             use_safetensors=repository.safetensors,
             weights_only=True,
             dtype=torch.float32,
-            attn_implementation=family.attention,
             output_loading_info=True,
         )
     except (ImportError, VitesseError):
@@ -220,3 +302,17 @@ def load(repository: Repository, family: Family) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Silence bars and reports of transformers: what they would say is checked here."""
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

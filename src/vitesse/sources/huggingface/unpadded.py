@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitesse.sources.huggingface.tracing import traceable
+
 # Position embeddings whose readers view them as batches: Conditional DETR and DAB-DETR in their cross-attention.
 _VIEWED_BY_BATCH = ("ConditionalDetrSinePositionEmbedding", "DabDetrSinePositionEmbedding")
 # Where the encoders and decoders of transformers take the mask.
@@ -22,13 +24,13 @@ _MASKS = ("attention_mask", "encoder_attention_mask", "memory_key_padding_mask")
 def last_layer(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Images without padding → logits and boxes of the last decoder layer; the model went through `forget_mask`."""
     mask = torch.ones(1, *images.shape[2:], dtype=torch.bool, device=images.device)
-    outputs = model(pixel_values=images, pixel_mask=mask)
-    return outputs.logits, outputs.pred_boxes
+    return last_layer_masked(model, images, mask)
 
 
 def last_layer_masked(model: Any, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Padded images and their mask, bool (batch, H, W), True where there is image → logits and boxes."""
-    outputs = model(pixel_values=images, pixel_mask=mask)
+    with traceable(model):
+        outputs = model(pixel_values=images, pixel_mask=mask)
     return outputs.logits, outputs.pred_boxes
 
 
