@@ -27,6 +27,8 @@ class Family:
         stride: (the model's config) → pixels that height and width must be a multiple of.
         prepare: (the loaded model, whether its graph takes a mask) changes the model in place before tracing:
             switches off what export cannot have or need not.
+        attention: "eager" where the default of transformers (one fused operator of torch, where the model can) does
+            not export well; None takes the default.
         top_k: detections kept per image by `Decode.DETR_SIGMOID`; None: as many as the model has queries.
     """
 
@@ -38,6 +40,7 @@ class Family:
     axes: frozenset[str] = frozenset({"batch"})
     stride: Callable[[Any], int] = lambda config: 1
     prepare: Callable[[Any, bool], None] = lambda model, padded: None
+    attention: str | None = None
     top_k: int | None = None
 
 

@@ -202,6 +202,7 @@ def load(repository: Repository, family: Family) -> Any:
                 use_safetensors=repository.safetensors,
                 weights_only=True,
                 dtype=torch.float32,
+                attn_implementation=family.attention,
                 output_loading_info=True,
             )
     except (ImportError, VitesseError):
