@@ -56,7 +56,7 @@ def _way_out(node: onnx.NodeProto) -> str:
     rewrite = rewrite_of(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rewrite is None:
         return f"no rewrite of {node.op_type} exists: export with another opset, or try another target"
-    return f"--lower {rewrite.name} writes it as {', '.join(rewrite.emits)}"
+    return f"--lower {rewrite.name} writes {node.op_type} in more basic operators"
 
 
 def _meant(said: str, nodes: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
