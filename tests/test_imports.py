@@ -6,8 +6,8 @@ import sys
 import pytest
 
 HEAVY = {
-    "jinja2", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino", "PIL", "psutil", "pycocotools",
-    "rich", "sympy", "torch",
+    "flax", "jax", "jax2onnx", "jinja2", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino", "PIL",
+    "psutil", "pycocotools", "rich", "safetensors", "sympy", "timm", "torch", "transformers",
 }  # fmt: skip
 DEPLOY = {"numpy", "onnx", "onnxruntime", "PIL"}
 
@@ -41,12 +41,14 @@ def test_the_check_would_see_an_offender() -> None:
     assert loaded_by("import vitesse, onnxruntime") >= {"onnxruntime", "numpy"}
 
 
-def test_the_public_interface_is_ten_names_and_each_of_them_is_there() -> None:
+def test_the_public_interface_is_eleven_names_and_each_of_them_is_there() -> None:
     import vitesse
 
     names = [name for name in vitesse.__all__ if name != "__version__"]
-    assert len(names) == 10
+    assert len(names) == 11
     for name in names:
+        if name == "from_jax":
+            pytest.importorskip("jax2onnx", reason="needs jax2onnx: pip install 'vitesse[jax]'")
         assert callable(getattr(vitesse, name)), name
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = vitesse.nonsense

@@ -112,6 +112,7 @@ def test_an_axis_the_model_cannot_leave_open_is_refused_by_name() -> None:
     ("wrong", "words"),
     [
         ({"opset": 17}, "expected: 18 or more"),
+        ({"opset": 99}, "the newest that onnx"),
         ({"dynamic": frozenset({"depth"})}, "--dynamic depth"),
         ({"dynamic": frozenset({"height"})}, "height and width together"),
     ],

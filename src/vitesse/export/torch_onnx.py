@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vitesse.backends.protocol import Tensors
-from vitesse.errors import ModelError, UsageError
+from vitesse.errors import ModelError
 from vitesse.scopes import MODULE_SCOPES
-from vitesse.sources.source import AXES, Exported, ExportOptions
+from vitesse.sources.source import Exported, ExportOptions
 from vitesse.spec import ModelSpec
 
 
@@ -56,13 +56,7 @@ class TorchSource:
 
     def export(self, options: ExportOptions) -> Exported:
         """Trace with torch.export and translate to ONNX."""
-        impossible = sorted(options.dynamic - self.axes)
-        if impossible:
-            able = ", ".join(axis for axis in AXES if axis in self.axes) or "none"
-            raise UsageError(
-                f"--dynamic {','.join(impossible)}: {self.title} cannot leave that open",
-                expected=f"of: {able}",
-            )
+        options.require_axes(self.axes, self.title)
         network = self.build(options)
         network.module.eval()
         reference = partial(answer, network)

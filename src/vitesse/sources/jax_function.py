@@ -48,12 +48,8 @@ class JaxSource:
                 on the image, or the graph answers otherwise than JAX.
             BackendError: ONNX Runtime refuses the graph.
         """
-        if options.dynamic_size:
-            raise UsageError(
-                f"--dynamic height,width: {self.title} cannot leave that open",
-                expected=f"of: {_BATCH}",
-                cause="a JAX function is traced for images of one size",
-            )
+        cause = "a JAX function is traced for images of one size"
+        options.require_axes({_BATCH}, self.title, cause=cause)
         spec = self._spec_at(options.size)
         outputs = choose_outputs(self.model.shapes(2, _size(spec)), spec, keep_aux=options.keep_aux)
         network = JaxNetwork(self.model, spec, outputs)

@@ -9,6 +9,7 @@ verifying and the pipeline know one thing only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -70,10 +71,26 @@ class ExportOptions:
                 cause="torch's exporter writes none older; below 17 a LayerNorm falls apart into eight operators, "
                 "whose squares overflow in FP16",
             )
+        newest = int(onnx.defs.onnx_opset_version())
+        if self.opset > newest:
+            raise UsageError(
+                f"--opset {self.opset}",
+                expected=f"at most {newest}, the newest that onnx {onnx.__version__} knows",
+            )
         if len(self.dynamic & {"height", "width"}) == 1:
             raise UsageError(
                 f"--dynamic {','.join(sorted(self.dynamic))}",
                 expected="height and width together, or neither",
+            )
+
+    def require_axes(self, able: AbstractSet[str], title: str, *, cause: str = "") -> None:
+        """Raise UsageError, with the cause, when an axis shall stay open that the source `title` cannot leave open."""
+        impossible = [axis for axis in AXES if axis in self.dynamic - able]
+        if impossible:
+            raise UsageError(
+                f"--dynamic {','.join(impossible)}: {title} cannot leave that open",
+                expected=f"of: {', '.join(axis for axis in AXES if axis in able) or 'none'}",
+                cause=cause,
             )
 
     @property
