@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -112,7 +114,10 @@ def test_a_shared_weight_is_counted_once_and_scalars_are_no_parameters() -> None
     assert [one.parameters for one in found] == [64, 0, 0]
 
 
-def test_what_cannot_be_counted_is_said_and_not_taken_for_nothing() -> None:
+def test_what_cannot_be_counted_is_said_and_not_taken_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where ONNX Runtime's shape inference leaves a graph that it gave up
     model = graph("y = com.example.Mystery(x)", check=False)
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
     assert cost(model, x=(1, 5, 8)).unknown == 1
