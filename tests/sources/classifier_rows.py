@@ -38,6 +38,7 @@ SWIN = {
     "window_size": 4,
     "num_labels": CLASSES,
 }
+ANY_SIZE = frozenset({"batch", "height", "width"})
 TIMM_VIT = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8}
 TIMM_SWIN = {"embed_dim": 16, "depths": (2, 1), "num_heads": (2, 4), "window_size": 4}
 COSINE = "cosine attention: the scale of the scores is one learnt number a head, which an Attention operator has not"
@@ -111,13 +112,28 @@ def counts(parameters: int, layer_norms: int, blocks: int, fused: int | None = N
 
 
 ROWS: tuple[ModelRow, ...] = (
-    hf("ViT", "google/vit-base-patch16-224", "ViTForImageClassification", PLAIN, **counts(24234, 5, 2)),
+    hf(
+        "ViT (HF), one size",
+        "google/vit-base-patch16-224",
+        "ViTForImageClassification",
+        PLAIN,
+        **counts(24234, 5, 2),
+    ),
+    hf(
+        "ViT (HF), any size",
+        "google/vit-base-patch16-224",
+        "ViTForImageClassification",
+        PLAIN,
+        **counts(24234, 5, 2),
+        dynamic=ANY_SIZE,
+    ),
     hf(
         "DeiT",
         "facebook/deit-base-patch16-224",
         "DeiTForImageClassification",
         PLAIN,
         **counts(24298, 5, 2),
+        dynamic=ANY_SIZE,
     ),
     hf(
         "DeiT with distillation",
@@ -125,6 +141,7 @@ ROWS: tuple[ModelRow, ...] = (
         "DeiTForImageClassificationWithTeacher",
         PLAIN,
         **counts(24628, 5, 2),
+        dynamic=ANY_SIZE,
     ),
     hf(
         "DINOv2",
@@ -132,6 +149,7 @@ ROWS: tuple[ModelRow, ...] = (
         "Dinov2ForImageClassification",
         DINO,
         **counts(24714, 5, 2),
+        dynamic=ANY_SIZE,
     ),
     hf(
         "DINOv2 with registers",
@@ -147,7 +165,14 @@ ROWS: tuple[ModelRow, ...] = (
         {**PLAIN, "use_relative_position_bias": True},
         **counts(24170, 5, 2),
     ),
-    hf("ViT-MSN", "./vit_msn_folder", "ViTMSNForImageClassification", PLAIN, **counts(24234, 5, 2)),
+    hf(
+        "ViT-MSN",
+        "./vit_msn_folder",
+        "ViTMSNForImageClassification",
+        PLAIN,
+        **counts(24234, 5, 2),
+        dynamic=ANY_SIZE,
+    ),
     hf(
         "Swin",
         "microsoft/swin-tiny-patch4-window7-224",

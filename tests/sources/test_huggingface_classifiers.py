@@ -40,8 +40,10 @@ def test_a_vit_answers_as_transformers_does(tmp_path: Path, size: tuple[int, int
     assert (exported.spec.task, exported.spec.decode) == (Task.CLASSIFICATION, Decode.LOGITS)
 
 
-def test_dinov2_of_another_size_answers_as_transformers_does(tmp_path: Path) -> None:
-    loader = "Dinov2ForImageClassification"
+@pytest.mark.parametrize(
+    "loader", ["Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification"]
+)
+def test_dinov2_of_another_size_answers_as_transformers_does(tmp_path: Path, loader: str) -> None:
     source = transformers_source(loader, {**VIT, "mlp_ratio": 2}, tmp_path)
     exported = source.export(ExportOptions(size=(40, 48)))
     images, expected = theirs(tmp_path, loader, (40, 48))
@@ -81,8 +83,8 @@ def test_a_size_that_patches_do_not_divide_is_refused(tmp_path: Path) -> None:
         source.export(ExportOptions(size=(36, 32)))
 
 
-def test_an_open_image_size_is_refused(tmp_path: Path) -> None:
-    source = transformers_source("ViTForImageClassification", PLAIN, tmp_path)
+def test_an_open_image_size_is_refused_where_the_bias_is_made_for_one(tmp_path: Path) -> None:
+    source = transformers_source("BeitForImageClassification", PLAIN, tmp_path)
     with pytest.raises(UsageError, match="cannot leave that open"):
         source.export(ExportOptions(dynamic=frozenset({"batch", "height", "width"})))
 
