@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from pathlib import Path
 
 import onnx
 
 from tiny_onnx import as_artifact
 from vitesse.artifact import Artifact
+from vitesse.backends.onnxruntime_lowering import lower
+from vitesse.fusion import clean_model, fuse_model
 from vitesse.metadata import read_spec
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "fashion"
@@ -21,6 +24,12 @@ def artifact_of(path: Path, *, like: Path | None = None, backend: str = "onnxrun
     spec = read_spec(onnx.load(like or path))
     assert spec is not None
     return dataclasses.replace(as_artifact(path), spec=spec, backend=backend)
+
+
+@cache
+def lowered(path: Path) -> onnx.ModelProto:
+    """Return the model cleaned, fused and in ONNX Runtime's favourite form; callers must not change it."""
+    return lower(fuse_model(clean_model(onnx.load(path)).model).model)[0]
 
 
 def without_names(model: onnx.ModelProto) -> onnx.ModelProto:

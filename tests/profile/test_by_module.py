@@ -12,13 +12,11 @@ import onnx
 import pytest
 
 from deimv2 import deimv2
-from fashion import DETR, IMAGES, VIT, artifact_of, without_names
+from fashion import DETR, IMAGES, VIT, artifact_of, lowered, without_names
 from tiny_onnx import as_artifact, linear
 from vitesse.artifact import Artifact
 from vitesse.backends import TABLE, backend
-from vitesse.backends.onnxruntime_lowering import lower
 from vitesse.errors import DataError, MissingExtra, UsageError
-from vitesse.fusion import clean_model, fuse_model
 from vitesse.profile import by_module
 from vitesse.profile.attribution import Matched
 from vitesse.profile.by_module import Kind, ModuleProfile, profile_modules
@@ -58,14 +56,14 @@ def test_a_detector_is_accounted_for_from_file_to_result(runtime: str) -> None:
     assert found.operators.operators_ms == pytest.approx(found.operators_ms)
 
 
+@pytest.mark.slow
 def test_fused_and_lowered_the_parts_are_the_same_and_nothing_is_lost(tmp_path: Path, runtime: str) -> None:
     for source, parts in (
         (DETR, {"backbone", "input projection", "encoder", "decoder", "heads"}),
         (VIT, {"patch embedding", "blocks", "heads"}),
     ):
-        lowered, _ = lower(fuse_model(clean_model(onnx.load(source)).model).model)
         path = tmp_path / source.name
-        onnx.save(lowered, path)
+        onnx.save(lowered(source), path)
         found = profiled(artifact_of(path, like=source, backend=runtime))
         assert {row.part for row in found.rows if row.cost is not None} == parts
         assert found.covered == pytest.approx(1, abs=0.1)

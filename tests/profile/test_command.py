@@ -10,9 +10,8 @@ import onnx
 import pytest
 from rich.console import Console
 
-from fashion import VIT, artifact_of
+from fashion import VIT, artifact_of, lowered
 from vitesse.errors import UsageError
-from vitesse.fusion import clean_model, fuse_model
 from vitesse.profile.calls import random_images
 from vitesse.profile.command import Profiled, profile_target
 
@@ -34,8 +33,8 @@ def test_one_artifact_shows_time_costs_and_how_to_read_them() -> None:
 
 
 def test_before_and_after_stand_side_by_side(tmp_path: Path) -> None:
-    path = tmp_path / "fused.onnx"
-    onnx.save(fuse_model(clean_model(onnx.load(VIT)).model).model, path)
+    path = tmp_path / "lowered.onnx"
+    onnx.save(lowered(VIT), path)
     pair = [("original", artifact_of(VIT)), ("chosen", artifact_of(path, like=VIT))]
     images = random_images(pair[0][1].spec)
     text = shown(profile_target(pair, images, runs=2))

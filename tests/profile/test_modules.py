@@ -101,6 +101,7 @@ def test_without_any_name_the_structure_tells_the_same(path: object, most_wrong:
     assert set(wrong) <= {(Part.NECK, Part.BACKBONE)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [DETR, VIT])
 def test_cleaning_fusing_and_lowering_leave_every_module_its_work(path: object) -> None:
     model = onnx.load(path)

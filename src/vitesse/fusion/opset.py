@@ -32,8 +32,13 @@ def raise_opset(model: ir.Model, version: int) -> None:
         return
     convertible = not (before < 21 <= version and _has_open_group_norm(model))
     if convertible:
+        # onnx's own converter drops the notes on nodes, among them the module each belongs to.
+        notes = {node.outputs[0].name: dict(node.metadata_props) for node in model.graph}
         with quiet("onnxscript.version_converter"):
             ConvertVersionPass(target_version=version, fallback=True)(model)
+        for node in model.graph:
+            for key, note in notes.get(node.outputs[0].name, {}).items():
+                node.metadata_props.setdefault(key, note)
     if opset_of(model) != version:
         raise ModelError(
             f"the model cannot be raised from opset {before} to {version}",
