@@ -1,6 +1,6 @@
 """The order of the stages, and the choice at the end.
 
-    source → clean → fuse → int8 … → build:RUNTIME …  →  the fastest artifact that passed
+    source → clean → fuse (→ lower) → int8 … → build:RUNTIME …  →  the fastest artifact that passed
 
 Every step is assessed by itself. A step that is REJECTED or UNKNOWN is left out, and the next goes on from the
 artifact before it. A structural step that FAILs stops the run: the graph cannot be trusted to be rewritten. A precision
@@ -10,14 +10,14 @@ step or a build that FAILs ends that branch only.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from vitesse import stages
-from vitesse.artifact import Artifact
+from vitesse.artifact import Artifact, Store
 from vitesse.assess import Assessor, Step
 from vitesse.backends import backend, quantizer, targets
 from vitesse.backends.protocol import Built, LoadOptions
@@ -37,8 +37,12 @@ from vitesse.run import Run, RunFolder, artifact_of, key_of
 from vitesse.sources.onnx_file import load_onnx
 from vitesse.verify.gate import StepKind
 
+StructuralStage = tuple[StepKind, Callable[[Artifact, Store], Built]]
 HOLDOUT = 0.1
-STRUCTURAL_STAGES = {"clean": (StepKind.CLEANING, stages.clean), "fuse": (StepKind.STRUCTURAL, stages.fuse)}
+STRUCTURAL_STAGES: Mapping[str, StructuralStage] = {
+    "clean": (StepKind.CLEANING, stages.clean),
+    "fuse": (StepKind.STRUCTURAL, stages.fuse),
+}
 
 
 def optimize(
@@ -95,12 +99,27 @@ def optimize(
     for row in course.rows(runtimes):
         ledger = ledger.with_row(row)
         ledger.save(folder.folder / "ledger.json")
-    trusted = {"source", *STRUCTURAL_STAGES}
+    trusted = {"source", *structural_stages(recipe)}
     if all(row.verdict is not Verdict.FAIL for row in ledger.rows if row.stage in trusted):
         ledger = choose(ledger, course.accepted, course.assessor)
         ledger.save(folder.folder / "ledger.json")
     write_run_report(folder.folder, ledger, course.accepted, course.assessor)
     return Run(folder.folder, ledger)
+
+
+def structural_stages(recipe: Recipe) -> Mapping[str, StructuralStage]:
+    """The stages that keep the numbers, in order.
+
+    Lowering is asked for by the user for a target that lacks an operator or gets it wrong: it is judged by its numbers
+    alone, as cleaning is.
+    """
+    if not recipe.lower:
+        return STRUCTURAL_STAGES
+
+    def lower(artifact: Artifact, store: Store) -> Built:
+        return stages.lower(artifact, recipe.lower, store)
+
+    return {**STRUCTURAL_STAGES, f"lower:{'+'.join(recipe.lower)}": (StepKind.CLEANING, lower)}
 
 
 class Course:
@@ -140,7 +159,7 @@ class Course:
         if row.verdict is not Verdict.PASS:
             return
         graph = self._source
-        for stage, (kind, make) in STRUCTURAL_STAGES.items():
+        for stage, (kind, make) in structural_stages(self._recipe).items():
             row = self._step(stage, kind, graph, partial(make, graph, self._folder.store))
             yield row
             if row.verdict is Verdict.FAIL:

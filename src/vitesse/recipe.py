@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitesse.errors import UsageError
+from vitesse.lowering import REWRITES
 
 PRECISIONS = ("fp32", "int8")
 
@@ -110,6 +111,9 @@ class Recipe:
                 f"unknown precision {', '.join(map(repr, wrong)) or '(none given)'}",
                 expected=f"some of {', '.join(PRECISIONS)}",
             )
+        unknown = [name for name in self.lower if name not in REWRITES]
+        if unknown:
+            raise UsageError(f"--lower {unknown[0]}", expected=f"some of {', '.join(REWRITES)}")
         if self.max_drop < 0:
             raise UsageError(
                 f"--max-drop {self.max_drop} is negative", expected="points of AP or top-1, 0 or more"
