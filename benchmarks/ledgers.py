@@ -33,7 +33,7 @@ DATA = Path(os.environ.get("VITESSE_SHARED_DATA", ROOT.parent / "shared" / "data
 
 @dataclass(frozen=True)
 class Case:
-    """A run: title for the tables, model file, image folder, recipe, and what a reader must know."""
+    """A run: title for the tables, model file or checkpoint, image folder, recipe, and what a reader must know."""
 
     title: str
     model: Path
@@ -52,6 +52,20 @@ CASES = {
     ),
     "vit_fashion": Case(
         "ViT (1.2 M, 56×56)", ROOT / "examples/fashion/vit_fashion.onnx", DATA / "vit_fashion"
+    ),
+    "detr_fashion_pth": Case(
+        "DETR from its `.pth`, FP32 only",
+        DATA / "detr_fashion/detr_fashion.pth",
+        DATA / "detr_fashion",
+        Recipe(spec=str(ROOT / "examples/fashion/detr.toml"), precisions=("fp32",)),
+        "Exported by Vitesse from the checkpoint; needs torch.",
+    ),
+    "vit_fashion_npz": Case(
+        "ViT from its `.npz`, FP32 only",
+        DATA / "vit_fashion/vit_fashion.npz",
+        DATA / "vit_fashion",
+        Recipe(spec=str(ROOT / "examples/fashion/vit.toml"), precisions=("fp32",)),
+        "Exported by Vitesse from the JAX checkpoint; needs torch.",
     ),
     "deimv2_atto": Case(
         "DEIMv2-Atto (0.5 M, 320×320)",
