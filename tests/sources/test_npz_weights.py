@@ -69,10 +69,10 @@ def test_damage_inside_an_array_is_noticed(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", r"is empty\n"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", r"Git LFS pointer.*\n(.*\n)*.*git lfs pull"),
-        (b"\n<!DOCTYPE html><html>", "a web page, not the weights"),
-        (b"\x93NUMPY\x01\x00v\x00", r"one array \(\.npy\), not an \.npz"),
-        (b"\x80\x04\x95\x10", "a pickle, which is refused because it can run code"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", r"git-LFS pointer.*\n(.*\n)*.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page, not the file itself"),
+        (b"\x93NUMPY\x01\x00v\x00", r"one array \(\.npy\)"),
+        (b"\x80\x04\x95\x10", "a Python pickle: a PyTorch checkpoint"),
         (b"hello", "cannot read"),
     ],
 )  # fmt: skip

@@ -97,7 +97,7 @@ def test_no_truncation_at_all_loads_as_a_model(saved: Path) -> None:
     ("content", "said"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "git-LFS pointer"),
-        (b"PK\x03\x04archive/data.pkl", "a PyTorch checkpoint or a .npz"),
+        (b"PK\x03\x04archive/data.pkl", "a PyTorch checkpoint or an .npz"),
         (b"\x80\x02}q\x00(X\x05\x00", "a Python pickle"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b'{"model_type": "detr"}', "a JSON text"),

@@ -13,19 +13,9 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from vitesse.errors import ModelError
+from vitesse.sources.beginnings import ZIP, refuse_other_files
 
 _EXPECTED = "an .npz of plain arrays, as google-research/vision_transformer publishes them"
-# What a file begins with when it is not an .npz → what it is, and what to do.
-_OTHER_FILES = (
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer, not the weights",
-        "run `git lfs pull` where it came from",
-    ),
-    (b"<", "a web page, not the weights", "download the file itself, not the page that shows it"),
-    (b"\x93NUMPY", "one array (.npy), not an .npz", ""),
-    (b"\x80", "a pickle, which is refused because it can run code", "save the arrays with numpy.savez"),
-)
 
 
 def npz_names(path: Path) -> tuple[str, ...]:
@@ -48,7 +38,7 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[np.float32]]
 def _opened(path: Path) -> Iterator[NpzFile]:
     try:
         with path.open("rb") as stream:
-            _refuse_other_files(path, stream.read(64))
+            _refuse_foreign(path, stream.read(64))
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as archive:
                 yield archive
@@ -60,12 +50,10 @@ def _opened(path: Path) -> Iterator[NpzFile]:
         ) from error
 
 
-def _refuse_other_files(path: Path, beginning: bytes) -> None:
+def _refuse_foreign(path: Path, beginning: bytes) -> None:
     if not beginning:
         raise ModelError(f"{path} is empty", expected=_EXPECTED, cause="the download was cut off")
-    for mark, what, fix in _OTHER_FILES:
-        if beginning.lstrip().startswith(mark):
-            raise ModelError(f"{path} is {what}", expected=_EXPECTED, fix=fix)
+    refuse_other_files(path, beginning, expected=_EXPECTED, takes={ZIP})
 
 
 def _float32(path: Path, name: str, array: object) -> NDArray[np.float32]:

@@ -10,25 +10,12 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from vitesse.errors import ModelError
+from vitesse.sources.beginnings import refuse_other_files
 from vitesse.sources.external_data import external_tensors, load_external
 from vitesse.sources.signature import graph_inputs, graph_outputs
 
 # Runtimes register these beyond the ONNX standard; whether one has the operator is for the runtime to say.
 _RUNTIME_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "org.openvinotoolkit"})
-
-_FOREIGN_STARTS = (
-    (
-        b"version https://git-lfs",
-        "a git-LFS pointer, not the model itself",
-        "run `git lfs pull` in the repository",
-    ),
-    (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint or a .npz)", "export the model to ONNX first"),
-    (b"\x80", "a Python pickle (a PyTorch checkpoint)", "export the model to ONNX first"),
-    (b"\x89HDF", "an HDF5 file (Keras weights)", "export the model to ONNX first"),
-    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
-    (b"<", "a web page or XML", "download the model file itself, not its page"),
-    (b"{", "a JSON text", "give the .onnx file itself"),
-)
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -85,10 +72,7 @@ def _read(path: Path) -> bytes:
 
 
 def _parse(content: bytes, path: Path) -> onnx.ModelProto:
-    start = content[:64].lstrip()
-    for magic, what, fix in _FOREIGN_STARTS:
-        if start.startswith(magic):
-            raise ModelError(f"{path} is {what}", expected="an ONNX model", fix=fix)
+    refuse_other_files(path, content[:64], expected="an ONNX model")
     try:
         return onnx.load_model_from_string(content)
     except DecodeError as error:

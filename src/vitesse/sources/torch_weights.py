@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vitesse.errors import ModelError
+from vitesse.sources.beginnings import PICKLE, ZIP, refuse_other_files
 
 _EXPECTED = "a checkpoint of torch.save or a .safetensors file, holding tensors"
 _RESAVE = (
@@ -33,18 +34,6 @@ _WRAPPERS = ("model_ema", "ema", "model", "state_dict", "model_state_dict", "mod
 # What wrappers for several GPUs and for torch.compile put in front of every name.
 _PREFIXES = ("module.", "_orig_mod.")
 _AVERAGED = frozenset({"model_ema", "ema"})
-# What a file begins with when it is no checkpoint → what it is, and what to do.
-_OTHER_FILES = (
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer, not the weights",
-        "run `git lfs pull` where it came from",
-    ),
-    (b"<", "a web page, not the weights", "download the file itself, not the page that shows it"),
-    (b"{", "a JSON text", "give the file with the weights itself"),
-    (b"\x89HDF", "an HDF5 file (Keras weights)", ""),
-    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
-)
 
 
 @dataclass(frozen=True)
@@ -99,9 +88,7 @@ def _beginning(path: Path) -> bytes:
         raise ModelError(
             f"{path} is empty", expected=_EXPECTED, cause="a download or a copy that stopped at once"
         )
-    for mark, what, fix in _OTHER_FILES:
-        if beginning.lstrip().startswith(mark):
-            raise ModelError(f"{path} is {what}", expected=_EXPECTED, fix=fix)
+    refuse_other_files(path, beginning, expected=_EXPECTED, takes={ZIP, PICKLE})
     return beginning
 
 
