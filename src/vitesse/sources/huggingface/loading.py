@@ -178,7 +178,7 @@ def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
         raise UsageError(
             f"an image size of {size[0]}×{size[1]} (height×width) for hf:{name}",
             expected=f"multiples of {stride}",
-            fix=f"give --size {nearest[0]},{nearest[1]}",
+            fix=f"give --size {nearest[0]}x{nearest[1]}",
         )
 
 
