@@ -3,6 +3,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[torch]'")
@@ -13,7 +14,7 @@ transformers = pytest.importorskip(
 from huggingface_hub import constants  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from sources.detector_rows import DETR_FILE, LABELS, YOLOS, save, tiny_model  # noqa: E402
+from sources.detector_rows import DETR, DETR_FILE, LABELS, YOLOS, save, tiny_model  # noqa: E402
 from vitesse.errors import MissingExtra, ModelError, SpecError, UsageError, VitesseError  # noqa: E402
 from vitesse.export.torch_onnx import TorchSource  # noqa: E402
 from vitesse.sources.huggingface import repository  # noqa: E402
@@ -311,13 +312,52 @@ def test_a_resnet_saved_with_timm_is_loaded_without_timm(tmp_path: Path) -> None
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_dilated_resnet_asks_for_timm(tmp_path: Path) -> None:
+def timm_is_here() -> bool:
+    """Whether timm can be imported; beside a torch of another build its torchvision raises RuntimeError."""
     try:
         import timm  # noqa: F401
     except (ImportError, RuntimeError):
-        _, folder = detr_with_timm(tmp_path / "detr", dilation=True)
-        text = refusal(folder, MissingExtra)
-        assert "the backbone resnet18 with dilation (DC5) is one of timm" in text
-        assert "pip install 'vitesse[timm]'" in text
-    else:
-        pytest.skip("timm is installed")
+        return False
+    return True
+
+
+@pytest.mark.skipif(not timm_is_here(), reason="needs timm: pip install 'vitesse[timm]'")
+@pytest.mark.parametrize(
+    ("loader", "backbone"),
+    [
+        ("DetrForObjectDetection", "resnet50"),
+        ("ConditionalDetrForObjectDetection", "resnet50"),
+        ("DabDetrForObjectDetection", "resnet50"),
+        ("DeformableDetrForObjectDetection", "resnet50"),
+        ("TableTransformerForObjectDetection", "resnet18"),
+    ],
+)
+def test_what_timm_itself_answers_is_answered_without_it(loader: str, backbone: str, tmp_path: Path) -> None:
+    arguments = {**DETR, "use_timm_backbone": True, "backbone": backbone}
+    arguments["hidden_size" if "DabDetr" in loader else "d_model"] = 32
+    model = tiny_model(loader, arguments, None)
+    found = find_repository(str(save(model, tmp_path, DETR_FILE)))
+    loaded = load(found, family_of(found))
+    assert loaded.config.backbone_config.model_type == "resnet"
+    pixels = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels).logits, model(pixels).logits)
+
+
+@pytest.mark.skipif(timm_is_here(), reason="timm is installed")
+def test_a_dilated_resnet_asks_for_timm(tmp_path: Path) -> None:
+    _, folder = detr_with_timm(tmp_path / "detr", dilation=True)
+    text = refusal(folder, MissingExtra)
+    assert "the backbone resnet18 with dilation (DC5) is one of timm" in text
+    assert "pip install 'vitesse[timm]'" in text
+
+
+@pytest.mark.skipif(not timm_is_here(), reason="needs timm: pip install 'vitesse[timm]'")
+def test_a_dilated_resnet_is_taken_from_timm(tmp_path: Path) -> None:
+    arguments = {**DETR, "d_model": 32, "use_timm_backbone": True, "backbone": "resnet50", "dilation": True}
+    model = tiny_model("DetrForObjectDetection", arguments, None)
+    source = open_huggingface(str(save(model, tmp_path, DETR_FILE)))
+    pixels = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = source.build(SIZE).module(pixels)[0]
+        np.testing.assert_allclose(found, model(pixels).logits, atol=1e-5)

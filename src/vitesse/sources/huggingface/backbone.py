@@ -53,22 +53,19 @@ def native_backbone(config: Any) -> Mapping[str, str] | None:
 
 
 def _names(convolutions: int) -> dict[str, str]:
-    """timm's names of a ResNet's tensors → those of transformers."""
-    body = r"backbone\.(?:conv_encoder\.)?model\."
-    stem, stages = "backbone.model.embedder.embedder.", "backbone.model.encoder.stages."
+    """timm's names of a ResNet's tensors, after `….model.`, → those of transformers."""
+    body = r"(?<=\.model\.)(?:_backbone\.)?"
     names = {
-        rf"{body}conv1\.": f"{stem}convolution.",
-        rf"{body}bn1\.": f"{stem}normalization.",
+        rf"{body}conv1\.": "embedder.embedder.convolution.",
+        rf"{body}bn1\.": "embedder.embedder.normalization.",
     }
     for stage in range(4):
-        block = rf"{body}layer{stage + 1}\.(\d+)\."
+        block, into = rf"{body}layer{stage + 1}\.(\d+)\.", rf"encoder.stages.{stage}.layers.\1"
         for index in range(convolutions):
-            into = rf"{stages}{stage}.layers.\1.layer.{index}."
-            names[rf"{block}conv{index + 1}\."] = f"{into}convolution."
-            names[rf"{block}bn{index + 1}\."] = f"{into}normalization."
-        shortcut = rf"{stages}{stage}.layers.\1.shortcut."
-        names[rf"{block}downsample\.0\."] = f"{shortcut}convolution."
-        names[rf"{block}downsample\.1\."] = f"{shortcut}normalization."
+            names[rf"{block}conv{index + 1}\."] = f"{into}.layer.{index}.convolution."
+            names[rf"{block}bn{index + 1}\."] = f"{into}.layer.{index}.normalization."
+        names[rf"{block}downsample\.0\."] = f"{into}.shortcut.convolution."
+        names[rf"{block}downsample\.1\."] = f"{into}.shortcut.normalization."
     return names
 
 
