@@ -18,13 +18,14 @@ pytest.importorskip("torch", reason="the sources need torch: pip install 'vitess
 
 from sources import models_table
 from sources.classifier_rows import ROWS as CLASSIFIER_ROWS
+from sources.detector_rows import ROWS as DETECTOR_ROWS
 from sources.examining import Examined, cosine, difference_to, examine
 from sources.model_rows import ModelRow
 from sources.own_rows import ROWS as OWN_ROWS
 from vitesse.errors import MissingExtra
 from vitesse.spec import Decode
 
-ROWS: tuple[ModelRow, ...] = (*OWN_ROWS, *CLASSIFIER_ROWS)
+ROWS: tuple[ModelRow, ...] = (*OWN_ROWS, *DETECTOR_ROWS, *CLASSIFIER_ROWS)
 INT8_COSINE = 0.95
 ROWS_BY_NAME = {row.name: row for row in ROWS}
 Table = dict[str, Examined]
@@ -144,9 +145,9 @@ def test_the_cosine_of_opposite_answers_is_minus_one_and_of_broken_ones_nan() ->
 
 def test_every_family_of_transformers_has_a_row() -> None:
     pytest.importorskip("transformers", reason="needs transformers: pip install 'vitesse[huggingface]'")
-    from vitesse.sources.huggingface.classifiers import CLASSIFIERS
+    from vitesse.sources.huggingface.loading import FAMILIES
 
-    assert {family.loader for family in CLASSIFIERS} == {row.loader for row in ROWS if row.loader}
+    assert {family.loader for family in FAMILIES} == {row.loader for row in ROWS if row.loader}
 
 
 def test_names_of_rows_are_unique() -> None:
