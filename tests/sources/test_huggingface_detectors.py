@@ -173,6 +173,7 @@ def exported(row: ModelRow, folder: Path) -> onnx.ModelProto:
 MASKING = {"CumSum", "Sin", "Cos", "And", "Not", "Less", "GatherND", "Resize", "BatchNormalization"}
 
 
+@pytest.mark.slow
 def test_without_padding_no_mask_is_left_in_the_graph(tmp_path: Path) -> None:
     row = BY_NAME["DETR"]
     assert not ops(exported(row, tmp_path)).keys() & MASKING
