@@ -27,6 +27,7 @@ from vitesse.spec import Decode
 
 ROWS: tuple[ModelRow, ...] = (*OWN_ROWS, *DETECTOR_ROWS, *CLASSIFIER_ROWS)
 INT8_COSINE = 0.95
+SLOW = {row.name for row in (*OWN_ROWS, *DETECTOR_ROWS)} | {"Swin", "Swin v2"}  # tracing takes its time
 ROWS_BY_NAME = {row.name: row for row in ROWS}
 Table = dict[str, Examined]
 
@@ -51,7 +52,10 @@ def examined(row: ModelRow, folder: Path) -> Examined:
         pytest.skip(f"needs {error.name}")
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=[pytest.mark.slow] * (row.name in SLOW), id=row.name) for row in ROWS],
+)
 def test_a_row_shows_what_it_promises(row: ModelRow, table: Table, tmp_path: Path) -> None:
     found = examined(row, tmp_path)
     check(row, found)
