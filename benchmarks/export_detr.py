@@ -92,7 +92,8 @@ def random_checkpoint(path: Path) -> Path:
     torch.manual_seed(0)
     config = DETRConfig(
         stem=64,
-        planes=(64, 128, 256, 512),
+        widths=(64, 128, 256, 512),
+        channels=(256, 512, 1024, 2048),
         depths=(3, 4, 6, 3),
         hidden=256,
         heads=8,

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from vitesse.errors import VitesseError
     from vitesse.pipeline import optimize
     from vitesse.predict import load
-    from vitesse.sources.jax_function import from_jax
+    from vitesse.sources.jax.function import from_jax
     from vitesse.stages import build, clean, fuse, open_model, quantize
 
 _WHERE = {
     "optimize": "vitesse.pipeline",
     "load": "vitesse.predict",
-    "from_jax": "vitesse.sources.jax_function",
+    "from_jax": "vitesse.sources.jax.function",
     "open_model": "vitesse.stages",
     "clean": "vitesse.stages",
     "fuse": "vitesse.stages",

@@ -33,7 +33,7 @@ def hybrid_vit(folder: Path) -> Source:
 
 
 def flax_vit(folder: Path) -> Source:
-    from vitesse.sources.jax_function import from_jax
+    from vitesse.sources.jax.function import from_jax
 
     import tiny_jax  # isort: skip
 

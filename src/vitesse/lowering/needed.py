@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from vitesse.artifact import Artifact, Provenance
-from vitesse.backends.onnxruntime import OnnxRuntimeBackend
+from vitesse.backends import backend
 from vitesse.backends.protocol import Array, Backend, LoadOptions, Tensors
 from vitesse.errors import VitesseError
 from vitesse.fusion import Fused
@@ -105,7 +105,9 @@ def _tried(runtime: Backend, alone: onnx.ModelProto, content: bytes, spec: Model
         artifact = Artifact(path, "", len(content), spec, Provenance("probe"))
         feeds = _feeds(alone)
         try:
-            expected = _answer(OnnxRuntimeBackend(), artifact, LoadOptions(threads=1, reference=True), feeds)
+            expected = _answer(
+                backend("onnxruntime"), artifact, LoadOptions(threads=1, reference=True), feeds
+            )
         except VitesseError:
             return ""
         try:

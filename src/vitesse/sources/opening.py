@@ -27,7 +27,7 @@ from vitesse.sources.source import Given, Source
 _PREFIXES: Mapping[str, tuple[str, str]] = {
     "hf": ("vitesse.sources.huggingface.loading", "open_huggingface"),
     "timm": ("vitesse.sources.timm_models", "open_timm"),
-    "flax": ("vitesse.sources.jax_function", "open_flax"),
+    "flax": ("vitesse.sources.jax.function", "open_flax"),
 }
 DETR = ("vitesse.sources.detr_checkpoint", "open_detr")
 VIT = ("vitesse.sources.vit_checkpoint", "open_vit")

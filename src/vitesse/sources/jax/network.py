@@ -16,8 +16,8 @@ from jax2onnx import to_onnx
 from vitesse.backends.protocol import Tensors
 from vitesse.errors import ModelError
 from vitesse.fusion.opset import quiet
-from vitesse.sources.jax_model import JaxModel, first_line, primitives
-from vitesse.sources.jax_outputs import Outputs
+from vitesse.sources.jax.model import JaxModel, first_line, primitives
+from vitesse.sources.jax.outputs import Outputs
 from vitesse.spec import ModelSpec
 
 

@@ -19,10 +19,10 @@ from vitesse.artifact import Provenance, Store
 from vitesse.errors import ModelError, NotVerified, SpecError, UsageError
 from vitesse.export.check import check_export
 from vitesse.metadata import serialise
-from vitesse.sources.flax_factory import call_factory
-from vitesse.sources.jax_model import JaxModel, fingerprint, model_of, narrow_floats
-from vitesse.sources.jax_network import JaxNetwork
-from vitesse.sources.jax_outputs import choose_outputs, default_spec
+from vitesse.sources.jax.factory import call_factory
+from vitesse.sources.jax.model import JaxModel, fingerprint, model_of, narrow_floats
+from vitesse.sources.jax.network import JaxNetwork
+from vitesse.sources.jax.outputs import choose_outputs, default_spec
 from vitesse.sources.source import Exported, ExportOptions, Given, Source
 from vitesse.spec import ModelSpec
 

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("jax2onnx", reason="needs the extra jax")
 from vitesse.errors import ModelError, UsageError
-from vitesse.sources.jax_function import JaxSource, open_flax
+from vitesse.sources.jax.function import JaxSource, open_flax
 from vitesse.sources.source import ExportOptions, Given
 from vitesse.spec import Decode, ModelSpec, Preprocessing, Task
 

@@ -18,7 +18,7 @@ import tiny_jax
 from tiny_jax import CLASSES, SIZE, Hybrid, LinenViT, StdConv, detector, detector_params, variables_of
 from vitesse.errors import ModelError, SpecError, UsageError
 from vitesse.fusion import clean_model, fuse_model
-from vitesse.sources.jax_function import JaxSource, from_jax
+from vitesse.sources.jax.function import JaxSource, from_jax
 from vitesse.sources.signature import check_spec_against, graph_inputs, graph_outputs
 from vitesse.sources.source import ExportOptions
 from vitesse.spec import Decode, ModelSpec, Preprocessing, Task
