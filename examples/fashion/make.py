@@ -18,40 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
-import torch
 
-from vitesse.export.torch_onnx import Network, trace
-from vitesse.metadata import serialise
-from vitesse.sources.detr_checkpoint import load_detr, network
-from vitesse.sources.source import ExportOptions
-from vitesse.sources.vit_checkpoint import load_vit
-from vitesse.spec import Decode, ModelSpec, Preprocessing, Resize, Task
+from vitesse.export.exporting import export_source
+from vitesse.sources.detr_checkpoint import open_detr
+from vitesse.sources.source import ExportOptions, Given, Source
+from vitesse.sources.spec_file import read_spec_file
+from vitesse.sources.vit_checkpoint import open_vit
 
 HERE = Path(__file__).resolve().parent
-CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-DETR_SPEC = ModelSpec(
-    task=Task.DETECTION,
-    decode=Decode.DETR_SOFTMAX,
-    image_input="images",
-    outputs={"logits": "logits", "boxes": "boxes"},
-    preprocessing=Preprocessing(
-        size=(256, 256), resize=Resize.NONE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-    ),
-    labels=CLASSES,
-    published={"coco_ap": 0.8259},
-)
-VIT_SPEC = ModelSpec(
-    task=Task.CLASSIFICATION,
-    decode=Decode.LOGITS,
-    image_input="images",
-    outputs={"logits": "logits"},
-    preprocessing=Preprocessing(size=(56, 56), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-    labels=CLASSES,
-    published={"top1": 0.9345},
-)
 DETR_VAL, DETR_CALIB, VIT_VAL, VIT_CALIB = 100, 32, 500, 100
 
 
@@ -69,28 +45,26 @@ def main() -> None:
 
 def make_detr(source: Path, out: Path) -> None:
     """Write detr_fashion.onnx and the first scenes of both splits."""
-    model = load_detr(source / "detr_fashion.pth")
-    export(network(model, DETR_SPEC, ExportOptions()), out / "detr_fashion.onnx")
+    given = Given(read_spec_file(HERE / "detr.toml"))
+    export(open_detr(source / "detr_fashion.pth", given), out / "detr_fashion.onnx")
     for split, count in (("val", DETR_VAL), ("calib", DETR_CALIB)):
         copy_coco(source, out / "detr", split, count)
 
 
 def make_vit(source: Path, out: Path) -> None:
     """Write vit_fashion.onnx and an even share of each class."""
-    model = load_vit(source / "vit_fashion.npz")
-    images = {"images": torch.zeros(2, 3, 56, 56)}
-    export(Network(model, images, ("logits",), VIT_SPEC, {"images": {0: "batch"}}), out / "vit_fashion.onnx")
+    given = Given(read_spec_file(HERE / "vit.toml"))
+    export(open_vit(source / "vit_fashion.npz", given), out / "vit_fashion.onnx")
     for split, count in (("val", VIT_VAL), ("calib", VIT_CALIB)):
-        for folder in sorted((source / split).iterdir()):
-            copy_images(
-                sorted(folder.glob("*.png"))[: count // len(CLASSES)], out / "vit" / split / folder.name
-            )
+        folders = sorted((source / split).iterdir())
+        for folder in folders:
+            chosen = sorted(folder.glob("*.png"))[: count // len(folders)]
+            copy_images(chosen, out / "vit" / split / folder.name)
 
 
-def export(built: Network, path: Path) -> None:
-    """Export as FP32 opset 18 and store the large weights as FP16."""
-    path.write_bytes(serialise(trace(built, ExportOptions()), built.spec))
-    graph = ir.load(path)
+def export(source: Source, path: Path) -> None:
+    """Export as FP32 opset 18, held against the model itself, and store the large weights as FP16."""
+    graph = ir.from_proto(onnx.load_from_string(export_source(source, ExportOptions()).content))
     store_weights_as_fp16(graph)
     ir.save(graph, path)
     print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")

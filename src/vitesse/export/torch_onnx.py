@@ -20,6 +20,8 @@ from vitesse.scopes import MODULE_SCOPES
 from vitesse.sources.source import Exported, ExportOptions
 from vitesse.spec import ModelSpec
 
+_CHATTERING = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")
+
 
 @dataclass(frozen=True)
 class Network:
@@ -96,16 +98,18 @@ def trace(network: Network, options: ExportOptions) -> onnx.ModelProto:
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Silence what torch says about its own internals: deprecations, and operators of packages that are not here."""
-    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registry.level
-    registry.setLevel(logging.ERROR)
+    """Silence what torch says about its own internals: deprecations, absent packages, constants it did not fold."""
+    loggers = [logging.getLogger(name) for name in _CHATTERING]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        registry.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _failed(error: Exception, options: ExportOptions) -> ModelError:
