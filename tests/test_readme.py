@@ -44,7 +44,8 @@ def shell(line: str) -> str:
 def test_the_commands_work_in_their_order(here: Path) -> None:
     lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("vitesse ")]
-    assert [command.split()[1] for command in commands] == ["optimize", "report", "predict", "doctor"]
+    wanted = ["optimize", "report", "profile", "predict", "doctor"]
+    assert [command.split()[1] for command in commands] == wanted
     said = {}
     for command in commands:
         quick = " ".join(QUICK) if command.startswith("vitesse optimize") else ""
@@ -54,6 +55,7 @@ def test_the_commands_work_in_their_order(here: Path) -> None:
     assert (here / "run" / "report.html").is_file()
     assert (here / "boxes.png").is_file()
     assert re.search(r"\d\.\d{3} +\w+", said["predict"]), "a detection with its score is printed"
+    assert all(part in said["profile"] for part in ("backbone", "encoder", "decoder", "heads"))
     assert "onnxruntime" in said["doctor"]
 
 
