@@ -15,23 +15,13 @@ from deimv2 import deimv2
 from fashion import DETR, IMAGES, VIT, artifact_of, lowered, without_names
 from tiny_onnx import as_artifact, linear
 from vitesse.artifact import Artifact
-from vitesse.backends import TABLE, backend
-from vitesse.errors import DataError, MissingExtra, UsageError
+from vitesse.errors import DataError, UsageError
 from vitesse.profile import by_module
 from vitesse.profile.attribution import Matched
 from vitesse.profile.by_module import Kind, ModuleProfile, profile_modules
 from vitesse.profile.calls import PREPARE, READ, RESULTS, profiled_calls, random_images
 from vitesse.profile.modules import modules_of
 from vitesse.profile.recording import Kernel
-
-
-@pytest.fixture(params=list(TABLE))
-def runtime(request: pytest.FixtureRequest) -> str:
-    try:
-        backend(request.param)
-    except MissingExtra as missing:
-        pytest.skip(str(missing))
-    return str(request.param)
 
 
 def profiled(artifact: Artifact, images: Sequence[object] = (), **options: int) -> ModuleProfile:

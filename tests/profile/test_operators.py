@@ -12,18 +12,8 @@ from onnx import TensorProto, helper
 from shared_data import shared
 from tiny_onnx import as_artifact, linear, save
 from vitesse.artifact import Artifact
-from vitesse.backends import TABLE, backend
-from vitesse.errors import DataError, MissingExtra, UsageError
+from vitesse.errors import DataError, UsageError
 from vitesse.profile.operators import profile
-
-
-@pytest.fixture(params=list(TABLE))
-def runtime(request: pytest.FixtureRequest) -> str:
-    try:
-        backend(request.param)
-    except MissingExtra as missing:
-        pytest.skip(str(missing))
-    return str(request.param)
 
 
 def two_products(folder: Path) -> Artifact:

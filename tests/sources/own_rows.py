@@ -26,10 +26,9 @@ def vit(folder: Path) -> Source:
 
 def hybrid_vit(folder: Path) -> Source:
     from sources import vit_files
-    from sources.test_vit_resnet import hybrid
     from vitesse.sources.vit_checkpoint import open_vit
 
-    return open_vit(vit_files.save(folder / "hybrid.npz", hybrid((1, 1), 2, 5)))
+    return open_vit(vit_files.save(folder / "hybrid.npz", vit_files.hybrid((1, 1), 2, 5)))
 
 
 def flax_vit(folder: Path) -> Source:

@@ -16,41 +16,7 @@ from vitesse.sources.source import ExportOptions  # noqa: E402
 from vitesse.sources.vit_checkpoint import load_vit, open_vit, read_checkpoint  # noqa: E402
 from vitesse.sources.vit_resnet import ResNetStem, StemConfig, same_padding, standardise, units_of  # noqa: E402
 
-WIDTH = 32
 Grid = NDArray[np.float64]
-
-
-def stem_arrays(depths: tuple[int, ...], *, old_axes: bool = True) -> files.Arrays:
-    """Draw a stem under the released names; GroupNorm as (1, 1, 1, C), as old files have it, or as (C)."""
-    shapes: dict[str, tuple[int, ...]] = {"conv_root/kernel": (7, 7, 3, WIDTH)}
-    norms = {"gn_root": WIDTH}
-    channels = WIDTH
-    for stage, depth in enumerate(depths):
-        planes = WIDTH * 2**stage
-        for unit in range(depth):
-            name = f"block{stage + 1}/unit{unit + 1}/"
-            kernels = {
-                "1": (1, 1, channels, planes),
-                "2": (3, 3, planes, planes),
-                "3": (1, 1, planes, 4 * planes),
-            }
-            kernels |= {"_proj": (1, 1, channels, 4 * planes)} if unit == 0 else {}
-            shapes |= {f"{name}conv{part}/kernel": shape for part, shape in kernels.items()}
-            norms |= {f"{name}gn{part}": shape[-1] for part, shape in kernels.items()}
-            channels = 4 * planes
-    before = (1, 1, 1) if old_axes else ()
-    shapes |= {
-        f"{name}/{leaf}": (*before, width) for name, width in norms.items() for leaf in ("scale", "bias")
-    }
-    return files.drawn(shapes, seed=3)
-
-
-def hybrid(depths: tuple[int, ...], patch: int, tokens: int, *, old_axes: bool = True) -> files.Arrays:
-    plain = files.arrays(tokens=tokens)
-    channels = WIDTH * 2 ** (len(depths) + 1) if depths else WIDTH
-    embedding = files.drawn({"embedding/kernel": (patch, patch, channels, files.HIDDEN)})
-    embedding["embedding/kernel"] /= channels**0.5
-    return plain | embedding | stem_arrays(depths, old_axes=old_axes)
 
 
 def same_windows(x: Grid, kernel: int, stride: int, fill: float) -> Grid:
@@ -96,13 +62,13 @@ def numpy_stem(a: files.Arrays, image: Grid, depths: tuple[int, ...]) -> Grid:
 def test_a_stem_gives_what_its_formulas_give_in_float64(
     tmp_path: Path, size: tuple[int, int], depths: tuple[int, ...]
 ) -> None:
-    stored = hybrid(depths, 1, 17)
+    stored = files.hybrid(depths, 1, 17)
     model = load_vit(files.save(tmp_path / "vit.npz", stored), size)
     image = np.random.default_rng(1).standard_normal((*size, 3))
     with torch.no_grad():
         found = model.stem(torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)))
     wanted = numpy_stem(stored, image, depths)
-    assert model.config.stem == StemConfig(WIDTH, depths)
+    assert model.config.stem == StemConfig(files.STEM_WIDTH, depths)
     np.testing.assert_allclose(found[0].permute(1, 2, 0).numpy(), wanted, atol=2e-5)
 
 
@@ -110,7 +76,7 @@ def test_group_norms_of_old_and_new_files_are_read_alike(tmp_path: Path) -> None
     images = torch.from_numpy(normal(1, 3, 32, 32))
     logits = []
     for old_axes in (True, False):
-        path = files.save(tmp_path / "vit.npz", hybrid((1, 1), 1, 17, old_axes=old_axes))
+        path = files.save(tmp_path / "vit.npz", files.hybrid((1, 1), 1, 17, old_axes=old_axes))
         with torch.no_grad():
             logits.append(load_vit(path)(images))
     torch.testing.assert_close(logits[0], logits[1], atol=0, rtol=0)
@@ -118,7 +84,7 @@ def test_group_norms_of_old_and_new_files_are_read_alike(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("opset", [18, pytest.param(21, marks=pytest.mark.slow)])
 def test_the_exported_hybrid_has_no_padding_nodes_and_the_same_logits(tmp_path: Path, opset: int) -> None:
-    path = files.save(tmp_path / "vit.npz", hybrid((1, 1), 2, 5))
+    path = files.save(tmp_path / "vit.npz", files.hybrid((1, 1), 2, 5))
     found = open_vit(path).export(ExportOptions(opset=opset, size=(38, 50)))
     model = fuse_model(clean_model(found.model).model).model
     assert ops(found.model)["Conv"] == 10
@@ -133,7 +99,7 @@ def test_the_exported_hybrid_has_no_padding_nodes_and_the_same_logits(tmp_path: 
 @pytest.mark.slow
 def test_openvino_answers_the_exported_hybrid_alike(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'vitesse[openvino]'")
-    path = files.save(tmp_path / "vit.npz", hybrid((1, 1), 2, 5))
+    path = files.save(tmp_path / "vit.npz", files.hybrid((1, 1), 2, 5))
     for opset in (18, 21):
         found = open_vit(path).export(ExportOptions(opset=opset, size=(37, 50)))
         model = fuse_model(clean_model(found.model).model).model
@@ -149,7 +115,7 @@ def test_openvino_answers_the_exported_hybrid_alike(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_hybrid_can_leave_height_and_width_open(tmp_path: Path) -> None:
-    path = files.save(tmp_path / "vit.npz", hybrid((1, 1), 2, 5))
+    path = files.save(tmp_path / "vit.npz", files.hybrid((1, 1), 2, 5))
     source = open_vit(path)
     found = source.export(ExportOptions(dynamic=frozenset({"batch", "height", "width"})))
     assert found.stride == 16
@@ -188,7 +154,7 @@ def test_sizes_of_a_stem_follow_from_its_stages() -> None:
 
 
 def test_a_missing_projection_and_an_odd_width_are_named(tmp_path: Path) -> None:
-    stored = hybrid((1, 1), 1, 17)
+    stored = files.hybrid((1, 1), 1, 17)
     del stored["block2/unit1/conv_proj/kernel"]
     with pytest.raises(ModelError, match=r"1 missing: block2/unit1/conv_proj/kernel \(1, 1, 128, 256\)"):
         read_checkpoint(files.save(tmp_path / "vit.npz", stored))

@@ -16,6 +16,7 @@ LINEN = {
     "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0",
     "MlpBlock_3": "MlpBlock_0",
 }
+STEM_WIDTH = 32
 POSITION = "Transformer/posembed_input/pos_embedding"
 
 
@@ -94,3 +95,37 @@ def below(prefix: str, stored: Mapping[str, NDArray[np.float32]]) -> Arrays:
 def save(path: Path, stored: Mapping[str, NDArray[np.generic]]) -> Path:
     np.savez(path, **dict(stored))  # type: ignore[arg-type]
     return path
+
+
+def stem_arrays(depths: tuple[int, ...], *, old_axes: bool = True) -> Arrays:
+    """Draw a stem under the released names; GroupNorm as (1, 1, 1, C), as old files have it, or as (C)."""
+    shapes: dict[str, tuple[int, ...]] = {"conv_root/kernel": (7, 7, 3, STEM_WIDTH)}
+    norms = {"gn_root": STEM_WIDTH}
+    channels = STEM_WIDTH
+    for stage, depth in enumerate(depths):
+        planes = STEM_WIDTH * 2**stage
+        for unit in range(depth):
+            name = f"block{stage + 1}/unit{unit + 1}/"
+            kernels = {
+                "1": (1, 1, channels, planes),
+                "2": (3, 3, planes, planes),
+                "3": (1, 1, planes, 4 * planes),
+            }
+            kernels |= {"_proj": (1, 1, channels, 4 * planes)} if unit == 0 else {}
+            shapes |= {f"{name}conv{part}/kernel": shape for part, shape in kernels.items()}
+            norms |= {f"{name}gn{part}": shape[-1] for part, shape in kernels.items()}
+            channels = 4 * planes
+    before = (1, 1, 1) if old_axes else ()
+    shapes |= {
+        f"{name}/{leaf}": (*before, width) for name, width in norms.items() for leaf in ("scale", "bias")
+    }
+    return drawn(shapes, seed=3)
+
+
+def hybrid(depths: tuple[int, ...], patch: int, tokens: int, *, old_axes: bool = True) -> Arrays:
+    """Draw an R+ViT: a stem of `depths` units a stage, patches of `patch` cells, `tokens` with the class token."""
+    plain = arrays(tokens=tokens)
+    channels = STEM_WIDTH * 2 ** (len(depths) + 1) if depths else STEM_WIDTH
+    embedding = drawn({"embedding/kernel": (patch, patch, channels, HIDDEN)})
+    embedding["embedding/kernel"] /= channels**0.5
+    return plain | embedding | stem_arrays(depths, old_axes=old_axes)
