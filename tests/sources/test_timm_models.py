@@ -130,7 +130,7 @@ def test_the_identity_changes_with_weights_and_settings(tmp_path: Path) -> None:
     [
         ("vit_tinny_patch16_224", {}, r"no model 'vit_tinny_patch16_224'(.|\n)*perhaps vit_tiny_patch16_224"),
         ("vit_tiny_patch16_224.made_up", {}, r"no model 'vit_tiny_patch16_224\.made_up'"),
-        ("vit_tiny_patch16_224", {"img_size": "64"}, "--size HEIGHT,WIDTH"),
+        ("vit_tiny_patch16_224", {"img_size": "64"}, "--size HEIGHTxWIDTH"),
     ],
 )
 def test_a_wrong_name_or_setting_is_a_usage_error(
@@ -155,6 +155,16 @@ def test_weights_of_another_depth_are_refused_and_the_tensors_named(tmp_path: Pa
 def test_weights_without_a_head_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"have no head: no tensor head\.weight"):
         opened(weights(tmp_path, num_classes=0))
+
+
+def test_the_batch_stays_open_under_another_name_of_the_input(tmp_path: Path) -> None:
+    rules = opened(weights(tmp_path)).export(ExportOptions(size=SIZE)).spec.preprocessing
+    spec = ModelSpec(Task.CLASSIFICATION, Decode.LOGITS, "pixel_values", {"logits": "scores"}, rules)
+    given = Given(spec=spec, settings=SETTINGS)
+    source = timm_models.open_timm("vit_tiny_patch16_224", given, weights=tmp_path / "w.safetensors")
+    (image,) = source.export(ExportOptions()).model.graph.input
+    assert image.name == "pixel_values"
+    assert image.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
 def test_a_spec_for_a_detector_is_refused(tmp_path: Path) -> None:

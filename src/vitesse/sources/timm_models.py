@@ -69,7 +69,7 @@ def open_timm(name: str, given: Given | None = None, *, weights: Path | None = N
     _check_name(name)
     arguments = {key: _value(text) for key, text in given.settings.items()}
     if "img_size" in arguments:
-        raise UsageError("--set img_size", expected="the size of the images as --size HEIGHT,WIDTH")
+        raise UsageError("--set img_size", expected="the size of the images as --size HEIGHTxWIDTH")
     found = read_weights(weights).tensors if weights else _pretrained(name, arguments)
     recipe = _Recipe(name, arguments, found, _classes(name, found))
     spec = given.spec or _spec(recipe)
@@ -185,8 +185,9 @@ def _network(recipe: _Recipe, spec: ModelSpec, options: ExportOptions) -> Networ
     spec = replace(spec, preprocessing=replace(spec.preprocessing, size=size))
     trained = tuple(get_pretrained_cfg(recipe.name).input_size[1:])
     model = _create(recipe, None if size == trained else size)
-    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    return Network(model, {spec.image_input: images}, (spec.outputs["logits"],), spec, {_IMAGE: {0: "batch"}})
+    inputs = {spec.image_input: torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))}
+    axes = {spec.image_input: {0: "batch"}}
+    return Network(model, inputs, (spec.outputs["logits"],), spec, axes)
 
 
 def _spec(recipe: _Recipe) -> ModelSpec:
