@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
 from vitesse.cli import main
@@ -58,3 +59,17 @@ def test_the_command_takes_a_recipe_free_spec(tmp_path: Path) -> None:
     recipe = replace(Recipe(), preset="vit")
     with subject(str(VIT), recipe) as found:
         assert found[0][1].spec.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+def test_operators_are_rewritten_first_where_that_is_asked_for(tmp_path: Path) -> None:
+    before = onnx.load(VIT)
+    with subject(str(VIT), replace(Recipe(), lower=("layer_norm",))) as found:
+        after = onnx.load(found[0][1].path)
+    counts = [
+        [node.op_type for node in model.graph.node].count("LayerNormalization") for model in (before, after)
+    ]
+    assert counts == [13, 0]
+    (tmp_path / "ledger.json").write_text("{}")
+    refused = pytest.raises(UsageError, match="--lower layer_norm with the run")
+    with refused, subject(str(tmp_path), replace(Recipe(), lower=("layer_norm",))):
+        pass

@@ -31,15 +31,15 @@ def subject(text: str, recipe: Recipe, target: str | None = None) -> Iterator[tu
         target: build the model for this runtime first; a run's artifacts are built already.
 
     Raises:
-        UsageError: a target for a run.
+        UsageError: a target or rewrites for a run.
         as `stages.open_model` and `run.open_run`.
     """
     folder = Path(text)
     if (folder / "ledger.json").is_file():
-        if target is not None:
+        if target is not None or recipe.lower:
+            asked = f"--target {target}" if target is not None else f"--lower {','.join(recipe.lower)}"
             raise UsageError(
-                f"--target {target} with the run {folder}",
-                expected="a model; a run's artifacts are built already",
+                f"{asked} with the run {folder}", expected="a model; a run's artifacts are built already"
             )
         yield _of_run(folder)
         return
@@ -48,6 +48,8 @@ def subject(text: str, recipe: Recipe, target: str | None = None) -> Iterator[tu
         artifact = stages.open_model(
             text, preset=recipe.preset, spec=recipe.spec, options=recipe.source, store=store
         )
+        if recipe.lower:
+            artifact = stages.lower(artifact, recipe.lower, store).artifact
         if target is not None:
             artifact = stages.build(artifact, target, store).artifact
         yield ((Path(text).name or text, artifact),)
