@@ -92,9 +92,7 @@ def _opened(
             model, preset=recipe.preset, spec=recipe.spec, options=recipe.source, progress=progress
         )
     options = stages.export_options(recipe.source)
-    key = key_of(
-        (model.identity, repr(options), recipe.spec and Path(recipe.spec).read_text(), stable(describe()))
-    )
+    key = key_of((model.identity, repr(options), stable(describe())))
     kept = folder.exported(key)
     return kept or export_source(model, options, progress).put(store), key
 

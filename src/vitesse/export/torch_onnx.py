@@ -60,7 +60,6 @@ class TorchSource:
         """Trace with torch.export and translate to ONNX."""
         options.require_axes(self.axes, self.title)
         network = self.build(options)
-        network.module.eval()
         reference = partial(answer, network)
         return Exported(trace(network, options), network.spec, reference, options.dynamic, network.stride)
 
