@@ -14,7 +14,13 @@ from typing import Any, TypeVar
 from vitesse.errors import UsageError
 from vitesse.lowering import REWRITES
 
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+# What every CPU runtime can turn into speed; the others pay on GPUs.
+DEFAULT_PRECISIONS = ("fp32", "int8")
+# In the order in which they are tried: a smaller input is exported anew, the others rewrite the graph.
+LEVERS = ("size", "decoder", "queries", "tokens")
+METHODS = ("minmax", "entropy", "percentile", "mse")
+ACTIVATIONS = ("auto", "int8", "uint8")
 
 
 @dataclass(frozen=True)
@@ -51,17 +57,85 @@ class SourceOptions:
 
 
 @dataclass(frozen=True)
-class Int8Options:
-    """How activations are calibrated and weights stored.
+class HalfOptions:
+    """How FP16 and BF16 are decided.
 
     Args:
-        method: `percentile` (the `percentile` % of values nearest the middle decide the range) or `minmax`.
+        images: of the calibration images, whose activations are looked at.
+        headroom: a value above 65504 / headroom counts as unsafe: other images go beyond what these showed.
+        keep_io: inputs and outputs stay float32.
+        allow_random: without images, look at the activations of random ones; what real ones do stays unknown.
+    """
+
+    images: int = 32
+    headroom: float = 4.0
+    keep_io: bool = True
+    allow_random: bool = False
+
+    def __post_init__(self) -> None:
+        if self.headroom < 1:
+            raise UsageError(f"half.headroom = {self.headroom:g}", expected="1 or more")
+        if self.images < 1:
+            raise UsageError(f"half.images = {self.images}", expected="1 or more")
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """How activations are calibrated and weights stored; FP8 takes its method from here, too.
+
+    Args:
+        method: how a range is chosen from the values seen: `minmax` covers all; `percentile` the `percentile` % nearest
+            the middle; `entropy` loses least information; `mse` makes the smallest mean squared error.
         weight_bits: 8, or 7 where pairs of u8 × s8 products would saturate 16 bits (no VNNI); 0 = as the CPU needs.
+        activations: `int8`, symmetric with zero point 0, which TensorRT takes; `uint8`, with a zero point, which CPUs
+            multiply fastest; `auto`: what the target takes.
+        smooth: SmoothQuant's alpha: how much of the outliers of activations moves into the weights; 0 = none.
+        bias_correction: take the mean error of rounded weights out of the bias.
+        attention: quantise the products of attention too, where the target fuses them.
     """
 
     method: str = "percentile"
     percentile: float = 99.99
     weight_bits: int = 0
+    activations: str = "auto"
+    smooth: float = 0.0
+    bias_correction: bool = True
+    attention: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weight_bits not in (0, 7, 8):
+            raise UsageError(
+                f"int8.weight_bits = {self.weight_bits}", expected="7, 8, or 0 for the CPU's choice"
+            )
+        if self.method not in METHODS:
+            raise UsageError(f"int8.method = {self.method!r}", expected=f"one of {', '.join(METHODS)}")
+        if self.activations not in ACTIVATIONS:
+            raise UsageError(
+                f"int8.activations = {self.activations!r}", expected=f"one of {', '.join(ACTIVATIONS)}"
+            )
+        if not 50 < self.percentile <= 100:
+            raise UsageError(f"int8.percentile = {self.percentile:g}", expected="above 50, up to 100")
+        if not 0 <= self.smooth <= 1:
+            raise UsageError(f"int8.smooth = {self.smooth:g}", expected="0 (off) to 1")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How the set of layers to lower is searched for.
+
+    Args:
+        images: of the calibration images, on which trials are scored.
+        minutes: no new trial is begun after that; what was found until then is used.
+    """
+
+    images: int = 96
+    minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.minutes <= 0:
+            raise UsageError(
+                f"search: {self.images} images, {self.minutes:g} minutes", expected="more than 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -88,20 +162,24 @@ class Recipe:
         target: `cpu` (every CPU runtime installed) or one runtime's name.
         max_drop: accuracy budget in points of AP or top-1 (0.5 = half a point).
         latency_budget_ms: the latency the user needs, milliseconds at batch 1; None = no bound.
-        precisions: subset of `fp32`, `int8`.
+        precisions: subset of `PRECISIONS`.
+        levers: subset of `LEVERS`: ways to make the network itself smaller; none unless asked for.
         lower: operators to rewrite into simpler ones, by the names of `lowering.REWRITES`.
     """
 
     target: str = "cpu"
     max_drop: float = 0.5
     latency_budget_ms: float | None = None
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[str, ...] = DEFAULT_PRECISIONS
+    levers: tuple[str, ...] = ()
     preset: str | None = None
     spec: str | None = None
     lower: tuple[str, ...] = ()
     source: SourceOptions = field(default_factory=SourceOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    half: HalfOptions = field(default_factory=HalfOptions)
     int8: Int8Options = field(default_factory=Int8Options)
+    search: SearchOptions = field(default_factory=SearchOptions)
     measure: MeasureOptions = field(default_factory=MeasureOptions)
 
     def __post_init__(self) -> None:
@@ -111,9 +189,10 @@ class Recipe:
                 f"unknown precision {', '.join(map(repr, wrong)) or '(none given)'}",
                 expected=f"some of {', '.join(PRECISIONS)}",
             )
-        unknown = [name for name in self.lower if name not in REWRITES]
-        if unknown:
-            raise UsageError(f"--lower {unknown[0]}", expected=f"some of {', '.join(REWRITES)}")
+        for option, names, known in (("lower", self.lower, REWRITES), ("levers", self.levers, LEVERS)):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise UsageError(f"--{option} {unknown[0]}", expected=f"some of {', '.join(known)}")
         if self.max_drop < 0:
             raise UsageError(
                 f"--max-drop {self.max_drop} is negative", expected="points of AP or top-1, 0 or more"
@@ -122,19 +201,12 @@ class Recipe:
             raise UsageError(
                 f"--latency-budget {self.latency_budget_ms} ms", expected="more than 0, as in 16ms"
             )
-        if self.int8.weight_bits not in (0, 7, 8):
-            raise UsageError(
-                f"int8.weight_bits = {self.int8.weight_bits}", expected="7, 8, or 0 for the CPU's choice"
-            )
-        if self.int8.method not in ("percentile", "minmax"):
-            raise UsageError(f"int8.method = {self.int8.method!r}", expected="percentile or minmax")
-        if not 50 < self.int8.percentile <= 100:
-            raise UsageError(f"int8.percentile = {self.int8.percentile:g}", expected="above 50, up to 100")
         if not 1 <= self.data.calib_images <= 512:
             raise UsageError(f"--calib-images {self.data.calib_images}", expected="1 to 512")
 
 
-Section = TypeVar("Section", bound=Recipe | SourceOptions | DataOptions | Int8Options | MeasureOptions)
+Options = SourceOptions | DataOptions | HalfOptions | Int8Options | SearchOptions | MeasureOptions
+Section = TypeVar("Section", bound="Recipe | Options")
 
 
 def load_recipe(path: Path, base: Recipe | None = None) -> Recipe:
@@ -156,7 +228,7 @@ def merge(base: Section, raw: Mapping[str, Any], *, section: str = "") -> Sectio
                 f"unknown key {section + key!r} in the recipe", expected=f"one of: {', '.join(sorted(known))}"
             )
         current = known[key]
-        if isinstance(current, SourceOptions | DataOptions | Int8Options | MeasureOptions):
+        if isinstance(current, Options):
             if not isinstance(value, Mapping):
                 raise UsageError(f"{section + key} = {value!r} in the recipe", expected=f"a table [{key}]")
             changes[key] = merge(current, value, section=f"{section}{key}.")
