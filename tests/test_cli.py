@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from vitesse import cli
-from vitesse.cli import axes, gridsample, height_width, main, milliseconds, setting
+from vitesse.cli import main
+from vitesse.cli.optimize import recipe_from
+from vitesse.cli.values import axes, gridsample, height_width, milliseconds, setting
 from vitesse.recipe import SourceOptions
 
 
@@ -63,7 +65,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_doctor", interrupted)
+    monkeypatch.setattr(cli.doctor, "run", interrupted)
     assert main(["doctor"]) == 130
     assert "go on from the finished steps" in capsys.readouterr().err
 
@@ -74,7 +76,7 @@ def test_a_missing_extra_ends_with_code_3_and_the_pip_line(
     def absent(options: argparse.Namespace) -> int:
         raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
 
-    monkeypatch.setattr(cli, "_doctor", absent)
+    monkeypatch.setattr(cli.doctor, "run", absent)
     assert main(["doctor"]) == 3
     assert "pip install 'vitesse[optimize]'" in capsys.readouterr().err
 
@@ -103,7 +105,7 @@ def test_the_command_line_wins_over_the_recipe_file(tmp_path: Path) -> None:
             "16ms",
         ]
     )
-    recipe = cli.recipe_from(options)
+    recipe = recipe_from(options)
     assert (recipe.target, recipe.max_drop, recipe.latency_budget_ms) == ("openvino", 1.0, 16.0)
     assert recipe.data.limit == 7
 
@@ -137,12 +139,12 @@ def test_options_about_the_model_reach_the_recipe() -> None:
     parser = cli.build_parser()
     text = "optimize m.pth --data d --weights w --size 64x96 --dynamic none --opset 19 --set heads=4"
     options = parser.parse_args([*text.split(), "--set", "dilation=true", "--gridsample", "gather"])
-    recipe = cli.recipe_from(options)
+    recipe = recipe_from(options)
     assert recipe.lower == ("grid_sample",)
     assert recipe.source == SourceOptions(
         "w", opset=19, dynamic=(), size=(64, 96), settings={"heads": "4", "dilation": "true"}
     )
-    assert cli.recipe_from(parser.parse_args(["optimize", "m.pth", "--data", "d"])).source == SourceOptions()
+    assert recipe_from(parser.parse_args(["optimize", "m.pth", "--data", "d"])).source == SourceOptions()
 
 
 def test_export_refuses_a_name_that_is_not_onnx(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""What is written on the command line, read into values with units."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+
+def milliseconds(text: str) -> float:
+    """Parse `16ms`, `0.016s` or `16` (milliseconds)."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s)?\s*", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 16ms or 0.016s")
+    return float(found[1]) * (1000 if found[2] == "s" else 1)
+
+
+def height_width(text: str) -> list[int]:
+    """Parse `800x1333`, height × width in pixels."""
+    found = re.fullmatch(r"(\d+)[x×](\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write HEIGHTxWIDTH, as 800x1333")
+    return [int(found[1]), int(found[2])]
+
+
+def axes(text: str) -> list[str]:
+    """Parse `batch,height,width`; `none` leaves nothing open."""
+    return [] if text.strip() == "none" else names(text)
+
+
+def gridsample(text: str) -> list[str]:
+    """Turn `gather`, the one other form GridSample has, into the name of its rewrite."""
+    if text != "gather":
+        raise argparse.ArgumentTypeError(f"{text!r} is no form of GridSample; write gather")
+    return ["grid_sample"]
+
+
+def setting(text: str) -> tuple[str, str]:
+    """Parse `heads=8`."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a setting; write KEY=VALUE, as heads=8")
+    return key, value
+
+
+def names(text: str) -> list[str]:
+    """Parse `a,b`."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def present(**values: object) -> dict[str, object]:
+    """Leave out what was not given."""
+    return {key: value for key, value in values.items() if value is not None}
