@@ -13,10 +13,10 @@ import argparse
 import json
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,37 @@ DATA = Path(os.environ.get("VITESSE_SHARED_DATA", ROOT.parent / "shared" / "data
 
 @dataclass(frozen=True)
 class Case:
-    """A run: title for the tables, model file or checkpoint, image folder, recipe, and what a reader must know."""
+    """A run: title for the tables, model file or checkpoint, image folder, recipe, and what a reader must know.
+
+    make: writes a model that lies nowhere to the path it is given.
+    """
 
     title: str
     model: Path
     images: Path
     recipe: Recipe = field(default_factory=Recipe)
     note: str = ""
+    make: Callable[[Path], None] | None = None
+
+
+def random_vit(path: Path, *, patch: int, hidden: int, layers: int, heads: int) -> None:
+    """Write a ViT of 1,000 classes at 224×224 with random weights; its MLPs are four times as wide."""
+    import torch
+
+    from vitesse.export.torch_onnx import Network, trace
+    from vitesse.metadata import serialise
+    from vitesse.sources.source import ExportOptions
+    from vitesse.sources.vit import ViT, ViTConfig
+    from vitesse.spec import Decode, ModelSpec, Preprocessing, Task
+
+    half = (0.5, 0.5, 0.5)
+    rules = Preprocessing((224, 224), mean=half, std=half)
+    spec = ModelSpec(Task.CLASSIFICATION, Decode.LOGITS, "images", {"logits": "logits"}, rules)
+    torch.manual_seed(0)
+    model = ViT(ViTConfig((224, 224), patch, hidden, layers, heads, 4 * hidden, 1000))
+    images = {"images": torch.zeros(2, 3, 224, 224)}
+    network = Network(model, images, ("logits",), spec, {"images": {0: "batch"}})
+    path.write_bytes(serialise(trace(network, ExportOptions()), spec))
 
 
 UNPACKED = "The file stores its weights as FP16 to be small; cleaning unpacks them, so the size grows first."
@@ -87,6 +111,7 @@ CASES = {
         DATA / "coco_ccby/images",
         Recipe(max_drop=100.0, data=DataOptions(limit=16, calib_images=16)),
         "Random weights: for speed only, the accuracy budget is off.",
+        partial(random_vit, patch=16, hidden=768, layers=12, heads=12),
     ),
 }
 
@@ -106,23 +131,29 @@ def main() -> None:
 
 
 def run(name: str, case: Case) -> None:
+    keep_run(case, RESULTS / f"{name}.json", f"python benchmarks/ledgers.py {name}")
+
+
+def keep_run(case: Case, file: Path, command: str) -> None:
+    """Optimize and keep the ledger in `file`, and the raw samples beside it as `NAME.samples.json`."""
     with tempfile.TemporaryDirectory(prefix="vitesse-") as folder:
-        model = case.model if case.model.is_file() else random_vit_b16(Path(folder) / case.model.name)
+        model = case.model
+        if case.make is not None:
+            model = Path(folder) / case.model.name
+            case.make(model)
         with progress_bar() as progress:
             done = optimize(
                 model, data=case.images, out=Path(folder) / "run", recipe=case.recipe, progress=progress
             )
         kept = json.loads((done.folder / "ledger.json").read_text())
-        kept["source"], kept["command"] = case.model.name, f"python benchmarks/ledgers.py {name}"
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+        kept["source"], kept["command"] = case.model.name, command
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(kept, indent=1) + "\n")
         samples = {
             path.stem: json.loads(path.read_text()) for path in sorted((done.folder / "samples").iterdir())
         }
-        (RESULTS / f"{name}.samples.json").write_text(
-            json.dumps(rounded(samples), separators=(",", ":")) + "\n"
-        )
-        shutil.rmtree(done.folder)
+        samples_file = file.with_name(f"{file.stem}.samples.json")
+        samples_file.write_text(json.dumps(rounded(samples), separators=(",", ":")) + "\n")
 
 
 def rounded(value: Any) -> Any:
@@ -132,26 +163,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [rounded(entry) for entry in value]
     return round(value, 4) if isinstance(value, float) else value
-
-
-def random_vit_b16(path: Path) -> Path:
-    import torch
-
-    from vitesse.export.torch_onnx import Network, trace
-    from vitesse.metadata import serialise
-    from vitesse.sources.source import ExportOptions
-    from vitesse.sources.vit import ViT, ViTConfig
-    from vitesse.spec import Decode, ModelSpec, Preprocessing, Task
-
-    half = (0.5, 0.5, 0.5)
-    rules = Preprocessing((224, 224), mean=half, std=half)
-    spec = ModelSpec(Task.CLASSIFICATION, Decode.LOGITS, "images", {"logits": "logits"}, rules)
-    torch.manual_seed(0)
-    model = ViT(ViTConfig((224, 224), 16, 768, 12, 12, 3072, 1000))
-    images = {"images": torch.zeros(2, 3, 224, 224)}
-    network = Network(model, images, ("logits",), spec, {"images": {0: "batch"}})
-    path.write_bytes(serialise(trace(network, ExportOptions()), spec))
-    return path
 
 
 def ledgers() -> Iterator[tuple[Case, Ledger]]:
@@ -195,11 +206,20 @@ def step_line(row: Row) -> str:
     accuracy = (
         ["–", "–"] if row.accuracy is None else [f"{row.accuracy.value:.4f}", f"{row.accuracy.drop:.2f}"]
     )
-    spread = "" if row.gain_spread is None else f" ({row.gain_spread[0]:.2f}–{row.gain_spread[1]:.2f})"
-    speed = "–" if row.gain is None else f"{row.gain:.2f}×{spread}"
     more = ["–" if value is None else f"{value:.0f}" for value in (row.throughput_per_s, row.memory_mb)]
-    reason = row.reason.replace("|", "\\|").replace("\n", " ")
-    return f"| {' | '.join([row.stage, *accuracy, speed, *more, row.verdict.value, reason])} |"
+    gain = gain_text(row) or "–"
+    return f"| {' | '.join([row.stage, *accuracy, gain, *more, row.verdict.value, in_cell(row.reason)])} |"
+
+
+def gain_text(row: Row) -> str:
+    """The gain with its spread; empty where it was not measured."""
+    spread = "" if row.gain_spread is None else f" ({row.gain_spread[0]:.2f}–{row.gain_spread[1]:.2f})"
+    return "" if row.gain is None else f"{row.gain:.2f}×{spread}"
+
+
+def in_cell(text: str) -> str:
+    """Text that cannot end a cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def environment_line(ledger: Ledger) -> str:
