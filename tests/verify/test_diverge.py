@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 import tiny_graphs
 from vitesse.errors import BackendError
-from vitesse.verify import diverge
+from vitesse.verify import pairs
 from vitesse.verify.diverge import Divergence, Tolerance, first_diverging
 
 FEEDS = tiny_graphs.pictures(1)[0]
@@ -157,15 +157,15 @@ def test_a_choice_of_other_values_is_a_divergence() -> None:
 
 def test_groups_of_tensors_stay_inside_the_memory_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
-    run = diverge._Probe.run
+    run = pairs._Probe.run
 
-    def counted(self: diverge._Probe, names: list[str], feeds: object) -> list[object]:
+    def counted(self: pairs._Probe, names: list[str]) -> list[object]:
         groups.append(len(names))
-        return run(self, names, feeds)  # type: ignore[arg-type]
+        return run(self, names)
 
-    monkeypatch.setattr(diverge._Probe, "run", counted)
-    monkeypatch.setattr(diverge, "_GROUP_BYTES", 1)
-    monkeypatch.setattr(diverge, "_FIRST_GROUP", 2)
+    monkeypatch.setattr(pairs._Probe, "run", counted)
+    monkeypatch.setattr(pairs, "_GROUP_BYTES", 1)
+    monkeypatch.setattr(pairs, "_FIRST_GROUP", 2)
     assert first_diverging(tiny_graphs.detector(), tiny_graphs.detector(), FEEDS) is None
     assert groups[:2] == [2, 2]
     assert set(groups[2:]) == {1}
