@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
 
 from vitesse.artifact import Artifact
 from vitesse.backends.protocol import Array, Built, LoadOptions, Tensors
@@ -18,12 +19,15 @@ from vitesse.data.split import Sample
 from vitesse.errors import BackendError, NotVerified, SpecError
 from vitesse.ledger import Accuracy, Parity, Row, Verdict
 from vitesse.measure import Candidate, Timing, opened, race, time_candidate
+from vitesse.precision.emulation import is_half
 from vitesse.progress import Progress
 from vitesse.recipe import Recipe
 from vitesse.run import RunFolder
+from vitesse.spec import ModelSpec
 from vitesse.verify.accuracy import Evaluation, against, evaluate
 from vitesse.verify.diverge import first_diverging
 from vitesse.verify.gate import Evidence, Limits, Speed, StepKind, judge, notes
+from vitesse.verify.health import HealthMeter
 from vitesse.verify.parity import ParityMeter
 
 # Latency is taken on a few real images in turn; more would only cost preparation.
@@ -38,6 +42,8 @@ class Step:
     """What is to be judged.
 
     before: what its speed is compared with; None for the source.
+    reference: the artifact whose outputs it has to reproduce, where that is not the source; a lever reproduces none.
+    max_drop: its accuracy budget in points, where that is not the run's.
     """
 
     stage: str
@@ -45,11 +51,23 @@ class Step:
     built: Built
     options: LoadOptions
     before: Candidate | None = None
+    reference: Artifact | None = None
+    max_drop: float | None = None
 
     @property
     def candidate(self) -> Candidate:
         """The artifact with the options it is measured with."""
         return Candidate(self.built.artifact, self.options)
+
+    @property
+    def judged(self) -> Candidate:
+        """The artifact with the options its numbers are judged with.
+
+        ONNX Runtime's CPU kernels compute FP16 and BF16 in float32: such a graph is emulated, as a GPU would round it.
+        """
+        artifact = self.built.artifact
+        half = artifact.backend == "onnxruntime" and is_half(onnx.load(artifact.path))
+        return Candidate(artifact, replace(self.options, emulate=True) if half else self.options)
 
 
 class Assessor:
@@ -69,6 +87,7 @@ class Assessor:
     def assess(self, step: Step) -> Row:
         """Verify and measure one artifact; a runtime that refuses it makes a FAIL that says so."""
         began = time.perf_counter()
+        size = step.built.artifact.spec.preprocessing.size
         row = Row(
             step.stage,
             Verdict.UNKNOWN,
@@ -76,6 +95,7 @@ class Assessor:
             changes=step.built.changes,
             artifact=step.built.artifact.ref(self._folder.folder),
             run_options={"threads": step.options.threads, "plain": int(step.options.plain)},
+            input_size=None if size == self.source.spec.preprocessing.size else size,
             notes=step.built.notes,
         )
         try:
@@ -85,21 +105,22 @@ class Assessor:
             row = replace(row, verdict=Verdict.FAIL, reason=str(error), unmeasured=missing)
         return replace(row, seconds=round(time.perf_counter() - began, 2))
 
-    def timed_feeds(self) -> list[Tensors]:
-        """Return a few prepared validation images, batch 1."""
-        return self._prepared(self.dataset.val.spread(TIMED_IMAGES).samples)
+    def timed_feeds(self, spec: ModelSpec | None = None) -> list[Tensors]:
+        """Return a few validation images, batch 1, prepared as `spec` says (default: the source's)."""
+        return self._prepared(self.dataset.val.spread(TIMED_IMAGES).samples, spec or self.source.spec)
 
     def race(self, entrants: Mapping[str, Candidate]) -> Interleaved:
         """Measure several candidates against one another and keep the samples as those of the final."""
         self._progress.stage("final", "the finalists in one run", 100)
-        run = race(entrants, self.timed_feeds(), self.recipe.measure, self._share())
+        run = race(entrants, self.timed_feeds, self.recipe.measure, self._share())
         self._folder.keep_samples("final", run.to_json())
         return run
 
     def _judged(self, step: Step, row: Row) -> Row:
-        meter = self._compare(step, Candidate(self.source, LoadOptions(reference=True)))
-        parity = meter.parity()
-        accuracy, why = self._accuracy(step)
+        judged = step.judged
+        meter = self._compare(step, judged)
+        parity = meter.parity() if isinstance(meter, ParityMeter) else None
+        accuracy, why = self._accuracy(step, judged)
         evidence = Evidence(
             step.kind,
             metric="" if accuracy is None else accuracy.metric,
@@ -118,19 +139,31 @@ class Assessor:
             ratio = timing.over_before
             quiet = timing.samples is None or timing.samples.quiet is not False
             evidence = replace(evidence, speed=Speed(ratio.value, *ratio.interval, quiet))
-        verdict, reason = judge(evidence, self.limits)
-        if verdict is Verdict.FAIL and step.kind in SAME_NUMBERS and parity is not None:
+        limits = self.limits if step.max_drop is None else replace(self.limits, max_drop=step.max_drop)
+        verdict, reason = judge(evidence, limits)
+        if (
+            verdict is Verdict.FAIL
+            and step.kind in SAME_NUMBERS
+            and isinstance(meter, ParityMeter)
+            and parity
+        ):
             parity = self._with_first_diverging(parity, meter, step)
-            verdict, reason = judge(replace(evidence, parity=parity), self.limits)
+            verdict, reason = judge(replace(evidence, parity=parity), limits)
         unmeasured = {**timing.unmeasured, **({"accuracy": why} if accuracy is None else {})}
         row = _with_timing(replace(row, accuracy=accuracy, parity=parity, unmeasured=unmeasured), timing)
-        said = (*row.notes, *notes(evidence, self.limits), *_disturbed(timing))
+        said = (*row.notes, *notes(evidence, limits), *_emulated(judged), *_disturbed(timing))
         return replace(row, verdict=verdict, reason=reason, notes=said)
 
-    def _compare(self, step: Step, reference: Candidate) -> ParityMeter:
-        meter = ParityMeter(self.source.spec)
-        wanted = self._outputs_of(step.stage, reference)
-        found = self._outputs_of(step.stage, step.candidate)
+    def _compare(self, step: Step, judged: Candidate) -> ParityMeter | HealthMeter:
+        found = self._outputs_of(step.stage, judged)
+        if step.kind is StepKind.LEVER:
+            health = HealthMeter()
+            for sample, one in zip(self._parity_split.samples, found, strict=True):
+                health.add(one, image=sample.path.name)
+            return health
+        reference = step.reference or self.source
+        meter = ParityMeter(reference.spec)
+        wanted = self._outputs_of(step.stage, Candidate(reference, LoadOptions(reference=True)))
         for sample, one, other in zip(self._parity_split.samples, wanted, found, strict=True):
             meter.add(one, other, image=sample.path.name)
         return meter
@@ -141,14 +174,14 @@ class Assessor:
             self._progress.stage(stage, "comparing outputs", len(self._parity_split))
             kept = []
             with opened(candidate) as session:
-                for inputs in self._prepared(self._parity_split.samples):
+                for inputs in self._prepared(self._parity_split.samples, candidate.artifact.spec):
                     outcome = session.run(inputs)
                     kept.append({name: np.array(array) for name, array in outcome.outputs.items()})
                     self._progress.advance()
             self._outputs[candidate.key] = kept
         return self._outputs[candidate.key]
 
-    def _accuracy(self, step: Step) -> tuple[Accuracy | None, str]:
+    def _accuracy(self, step: Step, judged: Candidate) -> tuple[Accuracy | None, str]:
         """Return the accuracy with its drop, or None and the reason."""
         try:
             original = self._of_original(step.stage)
@@ -157,7 +190,7 @@ class Assessor:
         if step.kind is StepKind.SOURCE:
             return replace(original.accuracy, drop=0.0), ""
         try:
-            done = self._evaluate(step.stage, step.candidate, original.results)
+            done = self._evaluate(step.stage, judged, original.results)
             return against(done.accuracy, original.accuracy), ""
         except (NotVerified, SpecError) as error:
             # SpecError: outputs that cannot be read, such as a label beyond the last class.
@@ -176,7 +209,7 @@ class Assessor:
             return evaluate(
                 lambda inputs: session.run(inputs).outputs,
                 split,
-                self.source.spec,
+                candidate.artifact.spec,
                 reference=original,
                 on_image=lambda done, total: self._progress.advance(),
             )
@@ -184,7 +217,7 @@ class Assessor:
     def _timing(self, step: Step) -> Timing:
         self._progress.stage(step.stage, "measuring speed", 100)
         timing = time_candidate(
-            step.candidate, step.before, self.baseline, self.timed_feeds(), self.recipe.measure, self._share()
+            step.candidate, step.before, self.baseline, self.timed_feeds, self.recipe.measure, self._share()
         )
         if timing.samples is not None:
             self._folder.keep_samples(step.stage, timing.samples.to_json())
@@ -206,12 +239,22 @@ class Assessor:
         worst = {line.worst_image for line in meter.table() if line.output == parity.worst_output}
         samples = self._parity_split.samples
         chosen = next((sample for sample in samples if sample.path.name in worst), samples[0])
-        inputs = self._prepared([chosen])[0]
-        found = first_diverging(self.source.path, step.built.artifact.path, inputs)
+        reference = step.reference or self.source
+        inputs = self._prepared([chosen], reference.spec)[0]
+        found = first_diverging(reference.path, step.built.artifact.path, inputs)
         return replace(parity, first_diverging="" if found is None else found.describe())
 
-    def _prepared(self, samples: Sequence[Sample]) -> list[Tensors]:
-        return [feeds([sample.read()], self.source.spec, [str(sample.path)]) for sample in samples]
+    def _prepared(self, samples: Sequence[Sample], spec: ModelSpec) -> list[Tensors]:
+        return [feeds([sample.read()], spec, [str(sample.path)]) for sample in samples]
+
+
+def _emulated(judged: Candidate) -> tuple[str, ...]:
+    if not judged.options.emulate:
+        return ()
+    return (
+        "numbers by emulation: every 16-bit result is rounded and sums are kept in float32, as GPUs do; the CPU "
+        "kernels of this runtime would compute in float32",
+    )
 
 
 def _disturbed(timing: Timing) -> tuple[str, ...]:

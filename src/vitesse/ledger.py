@@ -84,7 +84,8 @@ class Latency:
 class Row:
     """One step. `gain_spread` is the interquartile range of the paired per-round ratios behind `gain`;
 
-    `run_options` are the LoadOptions the figures were taken with, `seconds` the time the step and its checks took.
+    `run_options` are the LoadOptions the figures were taken with, `seconds` the time the step and its checks took;
+    `input_size` (height, width) is what the artifact is fed with, where that is not the source's size.
     """
 
     stage: str
@@ -103,6 +104,7 @@ class Row:
     cold_start_ms: float | None = None
     seconds: float | None = None
     run_options: Mapping[str, int] = field(default_factory=dict)
+    input_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
     unmeasured: Mapping[str, str] = field(default_factory=dict)
 
@@ -168,6 +170,8 @@ def row_from(raw: Mapping[str, Any]) -> Row:
         known[name] = build(kind, raw.get(name))
     spread = raw.get("gain_spread")
     known["gain_spread"] = None if spread is None else (float(spread[0]), float(spread[1]))
+    size = raw.get("input_size")
+    known["input_size"] = None if size is None else (int(size[0]), int(size[1]))
     known["notes"] = tuple(raw.get("notes", ()))
     return Row(**known)
 

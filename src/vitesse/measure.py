@@ -15,9 +15,12 @@ from vitesse.benchmark.throughput import throughput
 from vitesse.errors import VitesseError
 from vitesse.ledger import Latency
 from vitesse.recipe import MeasureOptions
+from vitesse.spec import ModelSpec
 
 # A fresh process shows its peak after a few calls.
 FRESH_CALLS = 3
+# Some images, batch 1, prepared as a spec says: an artifact may take them smaller than the original.
+FeedsOf = Callable[[ModelSpec], Sequence[Tensors]]
 BASELINE, BEFORE, CANDIDATE = "original", "step before", "this step"
 
 
@@ -61,15 +64,16 @@ def opened(candidate: Candidate) -> Iterator[Session]:
 
 def race(
     candidates: Mapping[str, Candidate],
-    feeds: Sequence[Tensors],
+    feeds: FeedsOf,
     options: MeasureOptions,
     on_share: Callable[[float], None] | None = None,
 ) -> Interleaved:
     """Load all candidates and measure them interleaved."""
     with ExitStack() as stack:
         sessions = {name: stack.enter_context(opened(one)) for name, one in candidates.items()}
+        fed = {name: feeds(one.artifact.spec) for name, one in candidates.items()}
         return interleave(
-            sessions, feeds, seconds=options.seconds, min_rounds=options.min_rounds, on_progress=on_share
+            sessions, fed, seconds=options.seconds, min_rounds=options.min_rounds, on_progress=on_share
         )
 
 
@@ -77,14 +81,13 @@ def time_candidate(
     candidate: Candidate,
     before: Candidate | None,
     baseline: Candidate,
-    feeds: Sequence[Tensors],
+    feeds: FeedsOf,
     options: MeasureOptions,
     on_share: Callable[[float], None],
 ) -> Timing:
     """Measure `candidate` against the baseline and, where there is one, the step before, all in one run.
 
     Args:
-        feeds: some images, batch 1, prepared.
         on_share: hears the share of the interleaved run that is done, 0..1.
 
     Raises:
@@ -97,12 +100,12 @@ def time_candidate(
     run = race(entrants, feeds, options, on_share)
     gain = run.ratio(BASELINE, CANDIDATE)
     unmeasured: dict[str, str] = {}
-    per_second = None
+    per_second, own = None, feeds(candidate.artifact.spec)
     try:
-        per_second = throughput(candidate.artifact, feeds, seconds=max(0.1, options.seconds / 4)).per_s
+        per_second = throughput(candidate.artifact, own, seconds=max(0.1, options.seconds / 4)).per_s
     except VitesseError as error:
         unmeasured["throughput_per_s"] = error.what
-    fresh = fresh_process(candidate.artifact, feeds[:FRESH_CALLS], candidate.options)
+    fresh = fresh_process(candidate.artifact, own[:FRESH_CALLS], candidate.options)
     if fresh.unmeasured:
         unmeasured |= dict.fromkeys(("memory_mb", "load_ms", "cold_start_ms"), fresh.unmeasured)
     return Timing(

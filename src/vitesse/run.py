@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,14 @@ def spec_of(folder: Path) -> ModelSpec:
 
 
 def artifact_of(folder: Path, row: Row, spec: ModelSpec) -> Artifact:
-    """Return the checked artifact of a row."""
+    """Return the checked artifact of a row; `spec` is the source's, and the artifact's own size wins over its size."""
     if row.artifact is None:
         raise RunFolderError(
             f"the step {row.stage} made no artifact", expected=f"one; it ended with {row.reason}"
         )
     ref = row.artifact
+    if row.input_size is not None:
+        spec = replace(spec, preprocessing=replace(spec.preprocessing, size=row.input_size))
     artifact = Artifact(folder / ref.path, ref.sha256, ref.bytes, spec, Provenance(row.stage), ref.backend)
     artifact.check()
     return artifact

@@ -189,11 +189,17 @@ class OnnxRuntimeBackend:
         """
         options = options or LoadOptions()
         try:
+            model: str | bytes = str(artifact.path)
+            if options.emulate:
+                # Imported here because deployment never emulates.
+                from vitesse.precision.emulation import emulated
+
+                model = emulated(onnx.load(artifact.path)).SerializeToString()
             if options.plain and not options.profile_to:
-                runtime = onnxruntime.InferenceSession(str(artifact.path))
+                runtime = onnxruntime.InferenceSession(model)
             else:
                 runtime = onnxruntime.InferenceSession(
-                    str(artifact.path), _session_options(options), providers=["CPUExecutionProvider"]
+                    model, _session_options(options), providers=["CPUExecutionProvider"]
                 )
         except Exception as error:
             raise _refused("loading", artifact.path, error) from error

@@ -41,6 +41,8 @@ class LoadOptions:
 
     `plain` loads with the runtime's default options only (the baseline a user would write by hand);
     `reference` switches every graph optimisation off (the numerical reference).
+    `emulate` rounds FP16 and BF16 as the graph says, in a runtime that would compute them in float32: for judging numbers,
+    not speed.
     `profile_to` is a path prefix for the runtime's own operator profile.
     `sessions` is how many sessions will run at once, for runtimes that must know it when they compile.
     """
@@ -48,6 +50,7 @@ class LoadOptions:
     threads: int = 0
     plain: bool = False
     reference: bool = False
+    emulate: bool = False
     profile_to: str = ""
     sessions: int = 1
 

@@ -172,7 +172,7 @@ def warm_up(
 
 def interleave(
     sessions: Mapping[str, Session],
-    feeds: Sequence[Tensors],
+    feeds: Sequence[Tensors] | Mapping[str, Sequence[Tensors]],
     *,
     seconds: float = 10.0,
     min_rounds: int = 12,
@@ -183,13 +183,23 @@ def interleave(
     Rounds go on until `seconds` are over and `min_rounds` are done. Every session runs the same feeds in the
     same order in a round. `on_progress` gets the share done, 0..1, after each round.
 
+    Args:
+        feeds: for all sessions; or by session, where they take the same images in another size.
+
     Raises:
-        DataError: no feeds.
+        DataError: no feeds, or not as many for one session as for another.
         BackendError: a session refuses to run.
     """
-    if not feeds:
+    fed = dict(feeds) if isinstance(feeds, Mapping) else dict.fromkeys(sessions, feeds)
+    count = min(map(len, fed.values()))
+    if not count:
         raise DataError("there is nothing to feed the model", expected="at least one image")
-    warmed = {name: warm_up(session, feeds) for name, session in sessions.items()}
+    if count != max(map(len, fed.values())):
+        raise DataError(
+            f"feeds of different number: { {name: len(some) for name, some in fed.items()} }",
+            expected="the same images for every session",
+        )
+    warmed = {name: warm_up(session, fed[name]) for name, session in sessions.items()}
     fastest = min(done.median_ms for done in warmed.values())
     calls = max(1, min(_MOST_CALLS, math.ceil(_BLOCK_MS / fastest)))
     lead_in = 1 if fastest < _LEAD_IN_BELOW_MS else 0
@@ -199,10 +209,11 @@ def interleave(
     watch, began = ForeignLoad(), time.perf_counter()
     index = 0
     while index < min_rounds or time.perf_counter() - began < seconds:
-        chosen = [feeds[(index * calls + offset) % len(feeds)] for offset in range(calls)]
+        chosen = [(index * calls + offset) % count for offset in range(calls)]
         for name in names[index % len(names) :] + names[: index % len(names)]:
             settled.append(settle())
-            rounds[name].append(_block(sessions[name], chosen, lead_in))
+            block = [fed[name][image] for image in chosen]
+            rounds[name].append(_block(sessions[name], block, lead_in))
         index += 1
         if on_progress is not None:
             spent = (time.perf_counter() - began) / seconds if seconds > 0 else 1.0
