@@ -34,7 +34,7 @@ def through_reshape(node: ir.Node, layer: Layer) -> Passage:
     return Passage((found, _target(node, rest_source, rest_target, found, layer)))
 
 
-def _factors(dims: Iterable[Length]) -> tuple[int, Counter[str]]:
+def factors(dims: Iterable[Length]) -> tuple[int, Counter[str]]:
     """A product of lengths as its number and its symbols; "6*batch" counts as 6 times batch."""
     number, symbols = 1, Counter[str]()
     for dim in dims:
@@ -49,7 +49,7 @@ def _factors(dims: Iterable[Length]) -> tuple[int, Counter[str]]:
 
 def same_product(one: Iterable[Length], other: Iterable[Length]) -> bool:
     """Whether two products of lengths are known to be the same number."""
-    (a, symbols), (b, others) = _factors(one), _factors(other)
+    (a, symbols), (b, others) = factors(one), factors(other)
     return a == b and symbols == others and _UNNAMED not in symbols
 
 
@@ -60,7 +60,7 @@ def _leads(source: Sequence[Length], length: int, target: Sequence[Length]) -> b
     """
     if isinstance(source[0], int):
         return source[0] % length == 0
-    (inner, symbols), (whole, others) = _factors(source[1:]), _factors(target)
+    (inner, symbols), (whole, others) = factors(source[1:]), factors(target)
     return _UNNAMED not in symbols and not symbols - others and whole % (length * inner) == 0
 
 
