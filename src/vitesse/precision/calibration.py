@@ -46,7 +46,7 @@ def calibrate(
     """Return the ranges of what `layers` read, and of what convolutions make, for they may hand on integers.
 
     Args:
-        feeds: one image each (batch 1), in a container that can be read again: what the cache keeps stands for all of them.
+        feeds: one image each (batch 1), in a container that can be read again, so that what is cached stands for all.
         options: `method` and `percentile`.
         symmetric: choose ranges for a grid that is symmetric round zero.
         cache: a folder for what the pass saw. Nothing is read or written there without a `data_key`.

@@ -97,8 +97,8 @@ def _packed(observed: Observed) -> _Arrays:
 def _unpacked(arrays: _Arrays) -> Observed:
     rows = zip(arrays["tensors"], arrays["counts"], arrays["ends"], arrays["zeros"], strict=True)
     histograms = {
-        str(name): Histogram(counts, *map(float, ends), zeros=int(zeros))
-        for name, counts, ends, zeros in rows
+        str(name): Histogram(counts, float(limit), float(low), float(high), int(zeros))
+        for name, counts, (limit, low, high), zeros in rows
     }
     channels = {
         str(name): ChannelStatistics(arrays[f"abs_max_{at}"], arrays[f"mean_{at}"])  # type: ignore[arg-type]

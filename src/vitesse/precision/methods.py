@@ -77,8 +77,8 @@ def entropy(histogram: Histogram, bits: int, symmetric: bool) -> Range:
 
     For a candidate the reference P is the clipped distribution, the outliers added to its last bins; Q is the same
     without outliers, merged into as many levels as the grid has and spread evenly over the bins that are not empty;
-    the candidate with the smallest sum of P log(P / Q) wins. S. Migacz, "8-bit inference with TensorRT", NVIDIA GTC 2017,
-    S7310. Two points are our own: exact zeros are left out, as every grid holds them without loss, while their
+    the candidate with the smallest sum of P log(P / Q) wins. S. Migacz, "8-bit inference with TensorRT", NVIDIA GTC
+    2017, S7310. Two points are our own: exact zeros are left out, as every grid holds them without loss, while their
     mass would favour ever narrower ranges; and a bin that is empty but for outliers counts as one value in Q,
     where the divergence would be infinite and one outlier could forbid every range without it.
     """
@@ -144,7 +144,7 @@ def _grid(low: float, high: float, bits: int, symmetric: bool) -> tuple[float, f
 
 
 def _error_integral(x: NDArray[np.float64], step: float, bottom: float, top: float) -> NDArray[np.float64]:
-    """Return the integral of (t - Q(t))**2 from 0 to x: one period of rounding is step**3 / 12, beyond the grid a cubic."""
+    """Return the integral of (t - Q(t))**2 from 0 to x: step**3 / 12 for each step, a cubic beyond the grid."""
     inside = np.clip(x, bottom, top)
     periods = np.rint(inside / step) if step else inside
     rounded, clipped = inside - periods * step, x - inside
