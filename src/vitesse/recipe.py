@@ -15,6 +15,8 @@ from vitesse.errors import UsageError
 from vitesse.lowering import REWRITES
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+# Those that cost accuracy and need images to decide on.
+LOWERED = frozenset(PRECISIONS) - {"fp32"}
 # What every CPU runtime can turn into speed; the others pay on GPUs.
 DEFAULT_PRECISIONS = ("fp32", "int8")
 # In the order in which they are tried: a smaller input is exported anew, the others rewrite the graph.

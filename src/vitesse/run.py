@@ -3,6 +3,7 @@
 run/ledger.json        rows and the choice            run/report.html, report.md
 run/artifacts/         STAGE-HASH.onnx                run/report-data.json, pictures/
 run/steps/KEY.json     one finished row each; the key hashes everything the row depends on; export-KEY.json: an export
+run/calibration/       what flowed through the graph    run/search-STAGE.json  a search and its curve
 run/samples/STAGE.json raw latency samples            run/run.json    source and data the folder belongs to
 """
 
@@ -78,6 +79,7 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = Store(folder / "artifacts")
+        self.calibration = folder / "calibration"
 
     def claim(self, source_sha256: str, data_sha256: str, spec: ModelSpec) -> None:
         """Take the folder for this model and data.

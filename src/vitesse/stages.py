@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import onnx
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends import backend
 from vitesse.backends.protocol import Built, Tensors
-from vitesse.data.dataset import open_dataset
+from vitesse.data.dataset import open_calibration
 from vitesse.data.preprocess import feeds
 from vitesse.data.split import Split
 from vitesse.errors import UsageError
@@ -20,9 +20,9 @@ from vitesse.export.exporting import export_source
 from vitesse.fusion import Fused, clean_model, fuse_model
 from vitesse.lowering.lower import lower_model
 from vitesse.metadata import serialise
-from vitesse.precision.calibration import calibrate
-from vitesse.precision.int8 import OP_TYPES, applicable_schemes
-from vitesse.precision.int8 import quantize as quantize_by_scheme
+from vitesse.precision.calibrated import calibrate_graph
+from vitesse.precision.layers import blocks_of
+from vitesse.precision.quantize import quantize as quantize_layers
 from vitesse.progress import Progress
 from vitesse.recipe import Int8Options, SourceOptions
 from vitesse.sources.onnx_file import load_onnx
@@ -116,30 +116,44 @@ def lower(artifact: Artifact, names: Sequence[str], store: Store | None = None) 
 def quantize(
     artifact: Artifact,
     images: str | Path | Split,
-    scheme: str = "int8",
     store: Store | None = None,
     *,
+    number: str = "int8",
+    keep: Collection[str] = (),
     options: Int8Options | None = None,
+    on_image: Callable[[], None] = lambda: None,
 ) -> Built:
-    """Quantise to INT8, calibrated on `images` (a folder, or a split of a data set), read as a stream.
+    """Quantise every layer that may be, calibrated on `images` (a folder, or a split of a data set), read as a stream.
 
     Args:
-        scheme: which layers; see `precision.int8.SCHEMES`.
+        number: `int8`, or `fp8` for GPUs of compute capability 8.9 and later.
+        keep: blocks that stay in float32, by the names of `precision.layers.blocks_of`.
+        options: `activations` auto means int8 with zero point 0, which every runtime takes.
 
     Raises:
-        UsageError: the scheme is unknown or there is nothing it could quantise in this graph.
+        UsageError: a block of `keep` is not in the graph, or nothing is left to quantise.
         DataError: no image, or one that cannot be read.
     """
-    split = images if isinstance(images, Split) else open_dataset(Path(images)).calib
-    schemes = {one.name: one for one in applicable_schemes(load_onnx(artifact.path))}
-    if scheme not in schemes:
-        raise UsageError(
-            f"scheme {scheme!r} does not apply to {artifact.path.name}",
-            expected=f"one of: {', '.join(schemes) or 'none: the graph has no layer to quantise'}",
-        )
+    split = images if isinstance(images, Split) else open_calibration(Path(images))
     chosen = options or Int8Options()
-    ranges = calibrate(artifact, CalibrationFeeds(split, artifact.spec), OP_TYPES, chosen)
-    return quantize_by_scheme(artifact, _beside(artifact, store), schemes[scheme], ranges, chosen)
+    store = _beside(artifact, store)
+    feeds = CalibrationFeeds(split, artifact.spec, on_image)
+    symmetric = number == "fp8" or chosen.activations != "uint8"
+    calibrated = calibrate_graph(artifact, store, feeds, chosen, symmetric=symmetric)
+    blocks = blocks_of(calibrated.layers)
+    unknown = sorted(set(keep) - set(blocks))
+    names = [layer.name for layer in calibrated.layers if layer.block not in keep]
+    if unknown or not names:
+        raise UsageError(
+            f"no block {unknown[0]!r} to keep"
+            if unknown
+            else f"no layer of {artifact.path.name} is left to quantise",
+            expected=f"some of: {', '.join(blocks) or 'none: the graph has no layer to quantise'}",
+        )
+    made = quantize_layers(
+        calibrated.artifact, store, names, calibrated.ranges, chosen, number=number, stage=number
+    )
+    return replace(made, notes=(*calibrated.notes, *made.notes))
 
 
 def build(artifact: Artifact, target: str = "onnxruntime", store: Store | None = None) -> Built:

@@ -94,6 +94,19 @@ def open_dataset(
     return Dataset(kind, folder, val, calib, names, digest, (*notes, calib_note))
 
 
+def open_calibration(folder: Path) -> Split:
+    """Open images to calibrate on and nothing else: those set apart in the folder, else all of it, at most 512.
+
+    Raises:
+        DataError: nothing there, or no images.
+    """
+    found, _ = _calibration(_existing(folder), None, None, ())
+    split = found or _bare(find_images(folder))
+    if not split.samples:
+        raise _no_images(folder)
+    return split.spread(MOST_CALIBRATION_IMAGES)
+
+
 def _open_part(
     folder: Path, part: Sequence[str], spec: ModelSpec | None, labels: Sequence[str]
 ) -> tuple[str, Split, tuple[str, ...], tuple[str, ...]]:
