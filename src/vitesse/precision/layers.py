@@ -61,7 +61,7 @@ class Layer:
 def node_names(graph: onnx.GraphProto) -> list[str]:
     """Return a unique name for every node, in order: its own, or for want of one its operator and first output."""
     seen: set[str] = set()
-    names = []
+    names: list[str] = []
     for node in graph.node:
         name = node.name
         if not name or name in seen:
@@ -79,7 +79,7 @@ def layers_of(model: onnx.ModelProto, *, attention: bool = False) -> tuple[Layer
 
     Args:
         model: with float32 weights as initialisers.
-        attention: the products of attention too, where they stand as MatMul; the operator `Attention` keeps them inside.
+        attention: the products of attention too, where they stand as MatMul and not inside the operator `Attention`.
     """
     flow, modules = Flow(model.graph), modules_of(model)
     weighted = weighted_nodes(model)
