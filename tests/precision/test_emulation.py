@@ -193,3 +193,13 @@ def test_sequences_are_refused_in_words():
     with pytest.raises(ModelError, match="is a SequenceConstruct") as refusal:
         emulated(graph(body, "float16[N] x", "float16[M] y"))
     assert "tensors only" in str(refusal.value)
+
+
+def test_headroom_ends_the_range_earlier_and_changes_nothing_below():
+    model = _half_graph("y = Mul(x, c)", c=np.array(1, HALF))
+    # With a headroom of 4 FP16 ends at 65504 / 4 = 16376; the next number is 16384.
+    x = np.array([[16376, 16384, -16384, 65504, 0.1, 2.0**-24, 2.0**-14, 1]], np.float32)
+    found = run(emulated(model, headroom=4), {"x": x})[0]
+    expected = x.astype(HALF).astype(np.float32)
+    expected[0, 1:4] = [np.inf, -np.inf, np.inf]
+    np.testing.assert_array_equal(found, expected)

@@ -7,7 +7,7 @@ rounding float32 to FP16 and back behind every operator gives exactly what an FP
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -57,7 +57,7 @@ def _says_half(attribute: onnx.AttributeProto) -> bool:
     return attribute.t.data_type in _HALF or (attribute.name in _TYPES and attribute.i in _HALF)
 
 
-def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
+def emulated(model: onnx.ModelProto, *, headroom: float = 1.0) -> onnx.ModelProto:
     """Return a float32 graph with the values of an FP16 or BF16 graph.
 
     Every tensor of half type becomes float32 and is rounded to the half type behind the node that makes it
@@ -72,6 +72,10 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     of If, Loop and Scan are treated alike. Nodes are put in order, which converters to FP16 often fail to do. A
     graph without half types comes back as it is.
 
+    Args:
+        headroom: a power of two; numbers beyond the half type's largest divided by it become infinite, too. So a trial
+            on a few images tells what other images, whose values go that much further, would do.
+
     Raises:
         ModelError: `model` is not valid, or has local functions, sequences or optionals.
     """
@@ -82,11 +86,12 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     complete_shapes(graph)
     _write_attention_out(graph)
     taken = {value.name for node in RecursiveGraphIterator(graph.graph) for value in node.outputs}
-    rounding = _Rounding(taken)
+    rounding = _Rounding(graph.graph, taken, headroom)
+    nodes = list(RecursiveGraphIterator(graph.graph))
     for owner in list(_graphs(graph)):
         rounding.constants(owner)
         rounding.inputs(owner, rounded=owner is graph.graph)
-    for node in list(RecursiveGraphIterator(graph.graph)):
+    for node in nodes:
         rounding.node(node)
     return ir.to_proto(graph)
 
@@ -124,13 +129,11 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
 
 
 def _write_attention_out(model: ir.Model) -> None:
-    """Replace Attention of half type; the node that makes its result keeps its name."""
+    """Replace every Attention; the node that makes its result keeps its name."""
     names = {
         node.outputs[0].name: node.name
         for node in model.graph
-        if node.op_type == "Attention"
-        and node.outputs[0].dtype is not None
-        and is_half_type(node.outputs[0].dtype)
+        if node.op_type == "Attention" and not node.domain
     }
     if not names:
         return
@@ -142,10 +145,10 @@ def _write_attention_out(model: ir.Model) -> None:
 
 
 class _Rounding:
-    """Turns half types into float32 and writes the casts that round; `taken` are the names of tensors."""
+    """Turns half types into float32 and writes what rounds; `taken` are the names of tensors in the main `graph`."""
 
-    def __init__(self, taken: set[str | None]) -> None:
-        self._taken = taken
+    def __init__(self, graph: ir.Graph, taken: set[str | None], headroom: float) -> None:
+        self._graph, self._taken, self._headroom = graph, taken, headroom
 
     def constants(self, graph: ir.Graph) -> None:
         """Round initialisers once."""
@@ -162,7 +165,7 @@ class _Rounding:
             if half is None:
                 continue
             value.dtype = ir.DataType.FLOAT
-            if rounded and value.name not in graph.initializers:
+            if rounded:
                 users = list(value.uses())
                 casts = self._casts(value, half, {})
                 casts[-1].outputs[0].name = self._free(f"{value.name}_rounded")
@@ -184,28 +187,51 @@ class _Rounding:
 
     def _round(self, node: ir.Node, value: ir.Value, half: ir.DataType, notes: dict[str, str]) -> None:
         name = value.name or ""
-        there, back = self._casts(value, half, notes)
-        rounded = back.outputs[0]
+        casts = self._casts(value, half, notes)
+        rounded = casts[-1].outputs[0]
         rounded.shape = value.shape
         value.name, rounded.name = self._free(f"{name}_unrounded"), name
         value.replace_all_uses_with(rounded, replace_graph_outputs=True)
-        there.replace_input_with(0, value)
+        casts[0].replace_input_with(0, value)
         value.dtype = ir.DataType.FLOAT
         assert node.graph is not None
-        node.graph.insert_after(node, [there, back])
+        node.graph.insert_after(node, casts)
 
-    def _casts(self, value: ir.Value, half: ir.DataType, notes: dict[str, str]) -> tuple[ir.Node, ir.Node]:
-        """Cast to the half type, and back to float32."""
-        there = ir.node("Cast", [value], {"to": half}, name=self._free(f"{value.name}_to_half"))
-        there.outputs[0].name = self._free(f"{value.name}_half")
-        there.outputs[0].dtype = half
-        back = ir.node(
-            "Cast", there.outputs, {"to": ir.DataType.FLOAT}, name=self._free(f"{value.name}_to_float")
-        )
-        back.outputs[0].dtype = ir.DataType.FLOAT
-        for node in (there, back):
+    def _casts(self, value: ir.Value, half: ir.DataType, notes: dict[str, str]) -> list[ir.Node]:
+        """Cast to the half type, and back to float32; with headroom a second time, scaled.
+
+        A number that was rounded once, times a power of two, is still exact, unless it overflows.
+        """
+        name = value.name or ""
+        nodes = self._there_and_back(value, half, name)
+        if self._headroom != 1:
+            nodes.append(self._times(nodes[-1].outputs[0], self._headroom, name))
+            nodes += self._there_and_back(nodes[-1].outputs[0], half, name)
+            nodes.append(self._times(nodes[-1].outputs[0], 1 / self._headroom, name))
+        for node in nodes:
             node.metadata_props.update(notes)
-        return there, back
+        return nodes
+
+    def _there_and_back(self, value: ir.Value, half: ir.DataType, name: str) -> list[ir.Node]:
+        there = self._node("Cast", [value], {"to": half}, f"{name}_half", half)
+        return [there, self._node("Cast", there.outputs, {"to": ir.DataType.FLOAT}, f"{name}_float")]
+
+    def _times(self, value: ir.Value, factor: float, name: str) -> ir.Node:
+        constant = ir.Value(name=self._free(f"{name}_factor"), const_value=ir.tensor(np.float32(factor)))
+        self._graph.register_initializer(constant)
+        return self._node("Mul", [value, constant], {}, f"{name}_scaled")
+
+    def _node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, ir.DataType],
+        name: str,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+    ) -> ir.Node:
+        node = ir.node(op_type, inputs, attributes, name=self._free(f"{name}_by"))
+        node.outputs[0].name, node.outputs[0].dtype = self._free(name), dtype
+        return node
 
     def _free(self, wanted: str) -> str:
         name, count = wanted, 1

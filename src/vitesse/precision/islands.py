@@ -1,8 +1,8 @@
 """Which nodes of a graph must stay in FP32 when the others go to half precision, and why, in words.
 
-Reasons come from what flowed on real images (`activations.observe`) and from the constants. They are suspicions: which of
-them the outputs really feel is measured afterwards (`half_trials`). Some cannot be measured so, because the emulation adds
-in FP32 and the images may not hold the bad case; `lasting` names those, and they stay.
+Reasons come from what flowed on real images (`activations.observe`) and from the constants. They are suspicions:
+which of them the outputs really feel is measured afterwards (`half_trials`). Some cannot be measured so, because the
+emulation adds in FP32 and the images may not hold the bad case; `lasting` names those, and they stay.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ _NORMALISING = frozenset(
 _MASK_CARRIERS = frozenset(
     {
         *("Add", "Sub", "Mul", "Where", "Min", "Max", "Cast", "Identity", "ConstantOfShape"),
-        *("Expand", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Concat", "Tile", "Split", "Pad"),
+        *("Expand", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather"),
+        *("Concat", "Tile", "Split", "Pad"),
     }
-)  # fmt: skip
+)
 # Here a constant beyond the range is a bound, and is one as well at the range's end.
 _BOUNDING = frozenset({"Clip", "Min", "Max"})
 # What makes a small number large again, by which a divisor that was rounded to zero is felt.
-_MAGNIFYING = frozenset({"Sqrt", "Pow", "Reciprocal", "Div", "Log"})
+_DIVIDING = frozenset({"Div", "Reciprocal", "Log"})
+_MAGNIFYING = _DIVIDING | {"Sqrt", "Pow"}
 _PASSING = frozenset({"Max", "Clip", "Add", "Identity", "Reshape", "Unsqueeze", "Expand", "Cast"})
 # A constant that loses more than this share of its norm is not the same constant.
 _CONSTANT_ERROR = 0.01
@@ -87,13 +89,14 @@ def reasons(
     for node in model.graph.node:
         kinds = [judge.operator(node, normalise_in_fp32)]
         if number == "fp16":
-            kinds += [judge.tensors(node), judge.sums(node), judge.constants(node)]
+            kinds += [judge.sums(node), judge.tensors(node), judge.constants(node)]
         reason = next((one for one in kinds if one is not None), None)
         if reason is not None:
             found[node.name] = reason
     if number == "fp16":
-        for name, reason in judge.behind_lost_divisors(found):
-            found.setdefault(name, reason)
+        for name, reason in list(judge.behind_lost_divisors(found)):
+            if name not in found or not found[name].lasting:
+                found[name] = reason
     return found
 
 
@@ -184,17 +187,17 @@ class _Judge:
 
     def _to_division(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """The nodes from `node` up to the divisions it guards; none where it guards none."""
-        chain, waiting, guards = [node], [node], False
+        chain, waiting, guards = {node.name: node}, [node], False
         while waiting:
             for reader in (one for name in waiting.pop().output for one in self._readers.get(name, ())):
-                if reader in chain or reader.op_type not in _MAGNIFYING | _PASSING:
+                if reader.name in chain or reader.op_type not in _MAGNIFYING | _PASSING:
                     continue
-                chain.append(reader)
-                if reader.op_type in ("Div", "Reciprocal", "Log"):
+                chain[reader.name] = reader
+                if reader.op_type in _DIVIDING:
                     guards = True
                 else:
                     waiting.append(reader)
-        return chain if guards else []
+        return list(chain.values()) if guards else []
 
     def _becomes_zero(self, name: str) -> bool:
         array = numpy_helper.to_array(self._constants[name])
