@@ -17,7 +17,7 @@ from vitesse.compress.decoder_layers import Decoder, find_decoder
 from vitesse.compress.lever import NotApplicable, Situation, Variant
 from vitesse.compress.rewriting import Changed, rewritten
 from vitesse.fusion.contract import load
-from vitesse.fusion.shapes import infer_shapes
+from vitesse.fusion.shapes import complete_shapes
 from vitesse.sources.onnx_file import load_onnx
 from vitesse.spec import Task
 
@@ -34,7 +34,7 @@ def variants(situation: Situation) -> Sequence[Variant]:
     if spec.task is not Task.DETECTION:
         raise NotApplicable("the model is a classifier: it has no decoder layers", expected="a detector")
     model = load(load_onnx(situation.artifact.path))
-    infer_shapes(model)
+    complete_shapes(model)
     layers = len(find_decoder(model, tuple(spec.outputs.values())).states)
     counts = range(layers - 1, 0, -1)
     if len(counts) > _MOST_VARIANTS:

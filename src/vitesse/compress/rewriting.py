@@ -12,7 +12,7 @@ from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.protocol import Built
 from vitesse.fusion import finished
 from vitesse.fusion.contract import load, signature_of
-from vitesse.fusion.shapes import infer_shapes
+from vitesse.fusion.shapes import complete_shapes
 from vitesse.metadata import serialise
 from vitesse.sources.onnx_file import load_onnx
 
@@ -34,19 +34,20 @@ class Changed:
 def rewritten(artifact: Artifact, store: Store, stage: str, change: Callable[[ir.Model], Changed]) -> Built:
     """Apply `change` to a copy of the graph, drop what is dead, check the result and store it.
 
-    `change` works in place; it finds shapes inferred. Inputs, metadata and the names of outputs stay as they were.
+    `change` works in place; it finds the shapes known, as cleaning and fusing left them. Inputs, metadata and the names
+    of outputs stay as they were.
 
     Raises:
         NotVerified: the result is not a valid graph, or its inputs, outputs or metadata are not the expected ones.
     """
     model = load(load_onnx(artifact.path))
     before = signature_of(model)
-    infer_shapes(model)
+    complete_shapes(model)
     nodes = len(model.graph)
     done = change(model)
     RemoveUnusedNodesPass()(model)
     DeduplicateHashedInitializersPass()(model)
-    infer_shapes(model)
+    complete_shapes(model)
     expected = tuple(replace(one, shape=done.outputs.get(one.name, one.shape)) for one in before.outputs)
     counts = {**done.counts, "dead_nodes": nodes - len(model.graph)}
     made = finished(model, replace(before, outputs=expected), stage, counts, {})
