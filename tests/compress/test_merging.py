@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from fusing import graph, run
 from compress.token_models import merged
+from fusing import graph, run
 from vitesse.compress.merging import Tokens, Writer, merge
 from vitesse.fusion.folding import lift_constants
 
@@ -75,10 +75,10 @@ def test_the_length_of_a_key_does_not_count() -> None:
 
 @pytest.mark.parametrize(("class_token", "first"), [(True, 10.0), (False, 30.0)])
 def test_the_class_token_stays_even_if_another_has_its_very_key(class_token: bool, first: float) -> None:
-    keys = [EAST, EAST, NORTH, WEST]
-    values, sizes = run(merging(4, 1, class_token=class_token), feeds([10, 20, 30, 60], keys))
+    keys = [EAST, EAST, NORTH, WEST, NORTH]
+    values, sizes = run(merging(5, 1, class_token=class_token), feeds([10, 20, 30, 60, 70], keys))
     assert values[0, 0, 0] == first
-    assert sizes.sum() == 4
+    assert sizes.sum() == 5
 
 
 def test_of_equal_pairs_the_first_are_merged_into_the_first_partner() -> None:

@@ -80,7 +80,9 @@ def tiny_vit(*, tokens: int, blocks: int = 3, pooling: str = "token", seed: int 
         shapes |= {f"{name}{i}": (WIDTH,) for name in ("bq", "bo")}
         shapes |= {f"{name}{i}{part}": (WIDTH,) for name in ("scale", "shift") for part in "ab"}
         shapes |= {f"w1{i}": (WIDTH, MLP), f"w2{i}": (MLP, WIDTH)}
-    weights = {name: (random.standard_normal(shape) * 0.6).astype(np.float32) for name, shape in shapes.items()}
+    weights = {
+        name: (random.standard_normal(shape) * 0.6).astype(np.float32) for name, shape in shapes.items()
+    }
     return TinyViT(
         tokens,
         blocks,
@@ -144,7 +146,7 @@ def merged(
         best = max(range(len(b)), key=lambda j: (similarities[j], -j))
         pairs.append((-similarities[best], i, b[best]))
     pairs.sort()
-    gone = pairs[: min(rate, (len(x) - 1) // 2)]
+    gone = pairs[: min(rate, len(pairs) - 1)]
     groups = {j: [j] for j in b}
     for _, i, j in gone:
         groups[j].append(i)

@@ -1,9 +1,9 @@
 """Merging tokens in the graph: bipartite soft matching of Bolya et al., "Token Merging" (2022, arXiv:2210.09461).
 
-The tokens are dealt out in turn into A (the even ones, first the class token) and B (the odd ones). Every token of A
+The tokens are dealt out in turn into A (the even ones, but not the class token) and B (the odd ones). Every token of A
 finds the one of B whose key is most like its own (cosine, keys averaged over the heads); the `rate` best pairs become
 one token each, the mean weighted by how many image patches the two stand for. What is left of A keeps its order
-in front of B.
+in front of B, and the class token stays first.
 
 Of equally similar pairs the one with the lower index is merged: ArgMax and TopK say so in the standard.
 """
@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from vitesse.lowering.building import integers, numbers
 
-# Added to the class token's cosine, which lies in −1..1: it comes last and is never merged.
-_NEVER = -4.0
 # A key shorter than that is as good as zero; also float16 holds it.
 _SHORTEST = 1e-6
 _TO_THE_END = 2**31 - 1
@@ -69,9 +68,14 @@ class Tokens:
     class_token: bool = False
 
     @property
+    def in_a(self) -> NDArray[np.int64]:
+        """Places of the tokens of A, which may be merged away."""
+        return np.arange(2 * self.class_token, self.count, 2)
+
+    @property
     def most(self) -> int:
-        """How many can be merged at once: all of A but one, which is the class token where there is one."""
-        return (self.count - 1) // 2
+        """How many can be merged at once: all of A but one."""
+        return max(0, len(self.in_a) - 1)
 
 
 def merge(op: Writer, tokens: Tokens, keys: ir.Value, heads: int, rate: int) -> Tokens:
@@ -86,18 +90,18 @@ def merge(op: Writer, tokens: Tokens, keys: ir.Value, heads: int, rate: int) -> 
     Returns:
         `rate` tokens fewer, with their sizes.
     """
-    into_b = tokens.count // 2
-    into_a = tokens.count - into_b
+    left = len(tokens.in_a) - rate
     best, partner = _match(op, tokens, keys, heads)
-    _, order = _top(op, best, into_a)
-    merged, left = op.several(2, "Split", order, integers(op, [rate, into_a - rate]), axis=1)
-    rows, kept = _in_all(op, merged), _in_all(op, _ascending(op, left, into_a - rate))
+    _, order = _top(op, best, rate + left)
+    merged, rest = op.several(2, "Split", order, integers(op, [rate, left]), axis=1)
+    places = op.Constant(value=ir.tensor(tokens.in_a))
+    rows, kept = (op.Gather(places, index) for index in (merged, _ascending(op, rest, left)))
     sizes = tokens.sizes
     if sizes is None:
         every = op.Shape(tokens.values, start=0, end=2)
         sizes = op.ConstantOfShape(every, value=_one(tokens.values))
     partners = op.GatherElements(partner, merged, axis=1)
-    in_b = op.Constant(value=ir.tensor(np.arange(into_b)[:, None]))
+    in_b = op.Constant(value=ir.tensor(np.arange(tokens.count // 2)[:, None]))
     hits = op.Equal(op.Unsqueeze(partners, integers(op, [1])), in_b)
     moved_sizes = op.Unsqueeze(op.GatherElements(sizes, rows, axis=1), integers(op, [1]))
     # (batch, B, rate): the size of a merged token where it goes, else 0.
@@ -108,8 +112,12 @@ def merge(op: Writer, tokens: Tokens, keys: ir.Value, heads: int, rate: int) -> 
     weighted = op.Mul(_odd(op, tokens.values), op.Unsqueeze(old_sizes, last))
     sums = op.Add(weighted, op.MatMul(shares, _rows(op, tokens.values, rows)))
     means = op.Div(sums, op.Unsqueeze(new_sizes, last))
-    values = op.Concat(_rows(op, tokens.values, kept), means, axis=1)
-    all_sizes = op.Concat(op.GatherElements(sizes, kept, axis=1), new_sizes, axis=1)
+    parts = [_rows(op, tokens.values, kept), means]
+    part_sizes = [op.GatherElements(sizes, kept, axis=1), new_sizes]
+    if tokens.class_token:
+        parts.insert(0, _slice(op, tokens.values, 0, end=1))
+        part_sizes.insert(0, _slice(op, sizes, 0, end=1))
+    values, all_sizes = op.Concat(*parts, axis=1), op.Concat(*part_sizes, axis=1)
     return Tokens(values, tokens.count - rate, all_sizes, tokens.class_token)
 
 
@@ -127,7 +135,7 @@ def weighted_mean(op: Writer, values: ir.Value, sizes: ir.Value, *, start: int, 
 
     `sizes` are those of all tokens; `values` lack the first `start`.
     """
-    weights = op.Slice(sizes, *(integers(op, [at]) for at in (start, _TO_THE_END, 1))) if start else sizes
+    weights = _slice(op, sizes, start) if start else sizes
     column = op.Unsqueeze(weights, integers(op, [2]))
     axis = integers(op, [1])
     sums = op.ReduceSum(op.Mul(values, column), axis, keepdims=int(keepdims))
@@ -141,23 +149,19 @@ def _match(op: Writer, tokens: Tokens, keys: ir.Value, heads: int) -> tuple[ir.V
     dtype = keys.dtype or ir.DataType.FLOAT
     lengths = op.Max(op.ReduceL2(metric, integers(op, [2]), keepdims=1), numbers(op, _SHORTEST, dtype))
     unit = op.Div(metric, lengths)
-    even = op.Slice(unit, *(integers(op, [at]) for at in (0, _TO_THE_END, 1, 2)))
+    even = _slice(op, unit, int(tokens.in_a[0]), step=2)
     cosines = op.MatMul(even, op.Transpose(_odd(op, unit), perm=[0, 2, 1]))
-    best = op.ReduceMax(cosines, integers(op, [2]), keepdims=0)
-    if tokens.class_token:
-        others = (tokens.count + 1) // 2 - 1
-        best = op.Add(best, numbers(op, [_NEVER, *[0.0] * others], dtype))
-    return best, op.ArgMax(cosines, axis=2, keepdims=0)
+    return op.ReduceMax(cosines, integers(op, [2]), keepdims=0), op.ArgMax(cosines, axis=2, keepdims=0)
 
 
 def _odd(op: Writer, value: ir.Value) -> ir.Value:
     """The tokens of B."""
-    return op.Slice(value, *(integers(op, [at]) for at in (1, _TO_THE_END, 1, 2)))
+    return _slice(op, value, 1, step=2)
 
 
-def _in_all(op: Writer, index: ir.Value) -> ir.Value:
-    """Where a token of A stands among all."""
-    return op.Mul(index, integers(op, 2))
+def _slice(op: Writer, value: ir.Value, start: int, *, end: int = _TO_THE_END, step: int = 1) -> ir.Value:
+    """Tokens start, start + step, … before `end`."""
+    return op.Slice(value, *(integers(op, [at]) for at in (start, end, 1, step)))
 
 
 def _rows(op: Writer, values: ir.Value, index: ir.Value) -> ir.Value:

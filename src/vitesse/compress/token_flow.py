@@ -79,10 +79,9 @@ def token_flow(graph: ir.Graph) -> TokenFlow:
     count = counts.pop()
     if count is None or counts:
         raise NotApplicable(
-            "the number of tokens is not the same in all blocks"
-            if counts
-            else "the number of tokens is open",
-            expected="one fixed number of tokens, as for images of a fixed size",
+            "the blocks do not have the same number of tokens",
+            expected="one fixed number of tokens through the whole network",
+            cause="a hierarchical network, which merges patches by itself",
         )
     flow = TokenFlow(count, sites)
     ends = {site.total: level for level, site in enumerate(sites, start=1)}
