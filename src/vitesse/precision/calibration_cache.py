@@ -60,7 +60,8 @@ def save(folder: Path, key: str, observed: Observed) -> None:
 def load(folder: Path, key: str) -> Observed | None:
     """Return the observations written for this key; None where there are none, or they are damaged."""
     try:
-        with np.load(path_of(folder, key), allow_pickle=False) as stored:
+        content = path_of(folder, key).read_bytes()
+        with np.load(BytesIO(content), allow_pickle=False) as stored:
             arrays: _Arrays = dict(stored)
         if str(arrays.pop("digest")) != _digest(key, arrays):
             return None

@@ -110,7 +110,7 @@ def divergence(counts: NDArray[np.int64], start: int, stop: int, levels: int) ->
     members = np.maximum(np.bincount(level, filled, levels), 1)
     merged = np.where(filled, (mass / members)[level], 1.0)
     at = clipped > 0
-    p, q = clipped[at] / clipped.sum(), merged[at] / inside.sum()
+    p, q = clipped[at] / clipped.sum(), merged[at] / merged[at].sum()
     return float((p * np.log(p / q)).sum())
 
 
