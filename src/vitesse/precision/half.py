@@ -1,0 +1,133 @@
+"""A stage: FP32 → FP16 or BF16, with FP32 islands where the values on real images need them, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+import onnx
+
+from vitesse.artifact import Artifact, Provenance, Store
+from vitesse.backends.protocol import Built, Tensors
+from vitesse.data.preprocess import feeds as prepared
+from vitesse.errors import UsageError
+from vitesse.metadata import serialise
+from vitesse.precision.activations import observe
+from vitesse.precision.half_casts import HALF_TYPES, HalfGraph
+from vitesse.precision.half_search import LIMITS, Found, Wiring, search
+from vitesse.precision.half_trials import Trials
+from vitesse.precision.islands import reasons
+from vitesse.profile.calls import random_images
+from vitesse.profile.modules import modules_of
+from vitesse.recipe import HalfOptions
+
+# Images on which sets of islands are tried, and sets tried at most.
+TRIAL_IMAGES, MOST_TRIALS = 4, 40
+_RANDOM_IMAGES = 4
+
+
+def to_half(
+    artifact: Artifact,
+    store: Store,
+    feeds: Iterable[Tensors] | None,
+    options: HalfOptions,
+    *,
+    number: str = "fp16",
+    normalise_in_fp32: bool = False,
+) -> Built:
+    """Write a float32 model in half precision.
+
+    Args:
+        artifact: a cleaned float32 graph.
+        feeds: calibration images, batch 1; the first `options.images` are looked at, the first 4 kept for trials.
+        number: `fp16` or `bf16`.
+        normalise_in_fp32: also keep LayerNormalization, softmax and Attention in FP32, for targets that would add in
+            half precision inside them.
+
+    Returns:
+        The model; `changes` counts nodes in half precision, in islands, and casts; `notes` tells every island that
+        remains and why, and the error measured by emulation.
+
+    Raises:
+        UsageError: no images, and random ones are not allowed; or `number` is neither.
+        DataError: `feeds` is empty.
+        ModelError: the graph is not valid, or has local functions.
+    """
+    if number not in HALF_TYPES:
+        raise UsageError(f"half precision {number!r}", expected=f"one of {', '.join(HALF_TYPES)}")
+    images, notes = _images(artifact, feeds, options, number)
+    graph = HalfGraph(onnx.load(artifact.path), number)
+    samples, stream = _kept(images, options.images)
+    activations = observe(graph.float_model, stream)
+    suspected = reasons(
+        graph.float_model, activations, options, number=number, normalise_in_fp32=normalise_in_fp32
+    )
+    headroom = 2.0 ** int(np.log2(options.headroom))
+    trials = Trials(graph, samples, headroom=headroom, most=MOST_TRIALS)
+    found = search(graph, trials, suspected, activations)
+    model = graph.written(found.islands, keep_io=options.keep_io)
+    provenance = Provenance(number, artifact.sha256, {"headroom": f"{options.headroom:g}"})
+    made = store.put(serialise(model, artifact.spec), artifact.spec, provenance, suffix=".onnx")
+    return Built(made, _changes(graph, found, model), (*notes, *_told(graph, found)))
+
+
+def _images(
+    artifact: Artifact, feeds: Iterable[Tensors] | None, options: HalfOptions, number: str
+) -> tuple[Iterable[Tensors], tuple[str, ...]]:
+    if feeds is not None:
+        return feeds, ()
+    if not options.allow_random:
+        raise UsageError(
+            f"no images to look at the model's activations before {number.upper()}",
+            expected="images as the model will see them: which values overflow depends on them",
+            fix="name a folder with images: --data FOLDER; or --allow-random, and the result stays a guess",
+        )
+    note = (
+        f"the activations are those of {_RANDOM_IMAGES} random images: what real ones do to them is unknown"
+    )
+    pictures = random_images(artifact.spec, _RANDOM_IMAGES)
+    return (prepared([picture], artifact.spec) for picture in pictures), (note,)
+
+
+def _kept(images: Iterable[Tensors], most: int) -> tuple[list[Tensors], Iterator[Tensors]]:
+    """The first few images, and a stream of all that are looked at."""
+    stream = iter(images)
+    samples = list(islice(stream, min(TRIAL_IMAGES, most)))
+    return samples, _chained(samples, islice(stream, most - len(samples)))
+
+
+def _chained(first: Sequence[Tensors], rest: Iterable[Tensors]) -> Iterator[Tensors]:
+    yield from first
+    yield from rest
+
+
+def _changes(graph: HalfGraph, found: Found, model: onnx.ModelProto) -> Mapping[str, int]:
+    name = graph.number.upper()
+    return {
+        f"nodes in {name}": len(graph.convertible) - len(found.islands),
+        "nodes in FP32 islands": len(found.islands),
+        "suspected nodes that need no FP32": found.dropped,
+        "Cast": sum(node.op_type == "Cast" for node in model.graph.node),
+    }
+
+
+def _told(graph: HalfGraph, found: Found) -> Iterator[str]:
+    """Every island in words, then what it all costs."""
+    wiring = Wiring(graph.float_model)
+    modules = modules_of(graph.float_model)
+    kinds = {node.name: node.op_type for node in graph.float_model.graph.node}
+    for group in wiring.groups(found.islands):
+        place = modules.place_of(group[0])
+        where = f" in {'.'.join(place.path)}" if place is not None and place.path else ""
+        what = (
+            kinds[group[0]]
+            if len(group) == 1
+            else f"{len(group)} nodes, {kinds[group[0]]} … {kinds[group[-1]]}"
+        )
+        yield f"FP32 island{where} ({what}): {found.islands[group[0]]}"
+    yield from found.notes
+    worst = max(found.loss.by_tensor, key=found.loss.by_tensor.__getitem__, default="")
+    if worst:
+        verdict = "" if found.loss.worst <= LIMITS[graph.number] else ", more than is expected"
+        yield f"largest relative error, emulated: {found.loss.worst:.2%} in `{worst}`{verdict}"
