@@ -242,7 +242,7 @@ def test_the_way_of_quantising_with_the_least_error_goes_on(tmp_path: Path) -> N
     given = _subject({"a": (0.9, 10), "b": (0.3, 20)}, key="percentile")
     better = _subject({"a": (0.3, 10), "b": (0.05, 20)}, key="mse")
     worse = _subject({"a": (2.0, 10), "b": (3.0, 20)}, key="minmax")
-    found = _search(given, tmp_path, variants={"mse": better, "minmax": worse})
+    found = _search(given, tmp_path, variants={"mse": lambda: better, "minmax": lambda: worse})
     assert (found.variant, found.chosen) == ("mse", {"a", "b"})
     assert len(worse.scored) == 1
     assert not any(len(blocks) == 1 for blocks, _ in given.scored)
@@ -250,7 +250,7 @@ def test_the_way_of_quantising_with_the_least_error_goes_on(tmp_path: Path) -> N
 
 def test_the_given_way_is_kept_where_it_is_good_enough(tmp_path: Path) -> None:
     given, other = _subject({"a": (0.1, 10)}), _subject({"a": (0.0, 10)}, key="mse")
-    assert _search(given, tmp_path, variants={"mse": other}).variant == ""
+    assert _search(given, tmp_path, variants={"mse": lambda: other}).variant == ""
     assert not other.scored
 
 
@@ -262,7 +262,7 @@ def test_of_two_numbers_the_measured_speed_decides_where_errors_are_alike(
 ) -> None:
     given = _subject({"a": (0.3, 30.0), "b": (0.3, 0.0)})
     unsigned = _subject({"a": (points, saved), "b": (0.3, 0.0)}, key="u", number="uint8")
-    found = _search(given, tmp_path, variants={"uint8": unsigned})
+    found = _search(given, tmp_path, variants={"uint8": lambda: unsigned})
     assert found.variant == expected
     assert any("by number: int8 1.43×" in note for note in found.notes)
 

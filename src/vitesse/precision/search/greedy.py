@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from vitesse.precision.search.found import CAREFUL, Blocks, Speed, Trial
@@ -40,7 +40,7 @@ SIMILAR_ERROR = 1.25
 class Course:
     """One search on its way: what is known about the blocks, and which set is the best so far."""
 
-    ways: Mapping[str, Subject]
+    ways: Mapping[str, Callable[[], Subject]]
     plan: Plan
     measuring: Measuring
     max_drop: float
@@ -51,11 +51,18 @@ class Course:
     cost: dict[str, float] = field(default_factory=dict)
     fates: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    _ways: dict[str, Subject] = field(default_factory=dict)
 
     @property
     def subject(self) -> Subject:
         """The way of quantising that is searched now."""
-        return self.ways[self.variant]
+        return self.way(self.variant)
+
+    def way(self, name: str) -> Subject:
+        """Return one of the ways, made when it is first asked for: smoothing calibrates anew."""
+        if name not in self._ways:
+            self._ways[name] = self.ways[name]()
+        return self._ways[name]
 
     @property
     def allowed(self) -> float:
@@ -84,7 +91,7 @@ class Course:
         if not self.inside(whole) and len(self.ways) > 1:
             self._choose_way()
             whole = self._try(self.everything)
-        speed = self._race([whole.blocks])[whole.blocks]
+        speed = whole.speed or self._race([whole.blocks])[whole.blocks]
         self._learn_gains(speed)
         slow = SLOWER * speed.baseline_ms
         if self.inside(whole) and speed.faster and min(self.gain.values()) >= -slow:
@@ -109,7 +116,8 @@ class Course:
     def _choose_way(self) -> None:
         """Take the way of quantising everything with the least error; of two numbers ask the target which is faster."""
         best: dict[str, Trial] = {}
-        for name, way in self.ways.items():
+        for name in self.ways:
+            way = self.way(name)
             trial = self.measuring.score(way, name, self.everything, self.plan.probed)
             known = best.get(way.number)
             if known is None or trial.score.error < known.score.error:
@@ -120,15 +128,13 @@ class Course:
             self._choose_number(ordered)
 
     def _choose_number(self, ordered: list[Trial]) -> None:
-        everything, speeds = self.everything, {}
-        for trial in ordered:
-            way = self.ways[trial.variant]
-            speeds[trial.variant] = self.measuring.race(way, [everything], self.plan.scored)[everything]
+        raced = self.measuring.race([(self.way(trial.variant), self.everything) for trial in ordered])
+        speeds = {trial.variant: speed for trial, speed in zip(ordered, raced, strict=True)}
         for trial in ordered[1:]:
             near = trial.score.error <= SIMILAR_ERROR * ordered[0].score.error
             if near and speeds[trial.variant].low > speeds[self.variant].high:
                 self.variant = trial.variant
-        said = ", ".join(f"{self.ways[name].number} {speed_of(speed)}" for name, speed in speeds.items())
+        said = ", ".join(f"{self.way(name).number} {speed_of(speed)}" for name, speed in speeds.items())
         self.notes.append(f"everything lowered, by number: {said}; {self.subject.number} goes on")
 
     def _learn_gains(self, speed: Speed) -> None:
@@ -220,7 +226,7 @@ class Course:
         return self.measuring.score(self.subject, self.variant, blocks, self.plan.scored)
 
     def _race(self, sets: Collection[Blocks]) -> Mapping[Blocks, Speed]:
-        return self.measuring.race(self.subject, sets, self.plan.scored)
+        return dict(zip(sets, self.measuring.race([(self.subject, one) for one in sets]), strict=True))
 
     def inside(self, trial: Trial) -> bool:
         """Whether a set keeps the budget, as far as the search can tell."""

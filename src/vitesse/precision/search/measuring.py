@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from vitesse.precision.search.found import Blocks, Score, Speed, Trial
 from vitesse.precision.search.subject import Subject
 from vitesse.precision.search.trials import TrialStore
+from vitesse.run import key_of
 
 Clock = Callable[[], float]
 
@@ -64,20 +65,24 @@ class Measuring:
         self.told(trial)
         return trial
 
-    def race(self, subject: Subject, sets: Collection[Blocks], images: int) -> Mapping[Blocks, Speed]:
-        """Return the speeds of sets, from one run in which they met each other and the FP32 build."""
-        parts = ("race", subject.key, sorted(sorted(blocks) for blocks in sets))
-        kept = self.store.finished(*parts)
-        names = {"+".join(sorted(blocks)): blocks for blocks in sets}
+    def race(self, entrants: Collection[tuple[Subject, Blocks]]) -> list[Speed]:
+        """Return the speeds of sets, in their order, from one run in which they met each other and the FP32 build.
+
+        Trials of these sets that were made before carry them from now on.
+        """
+        names = [key_of((subject.key, sorted(blocks))) for subject, blocks in entrants]
+        kept = self.store.finished("race", sorted(names))
         if kept is None:
-            artifacts = {name: subject.lowered(blocks) for name, blocks in names.items()}
-            kept = {name: asdict(speed) for name, speed in subject.race(artifacts).items()}
-            self.store.finish(kept, *parts)
-        speeds = {names[name]: Speed(**speed) for name, speed in kept.items()}
-        for blocks, speed in speeds.items():
-            at = subject.key, blocks, images
-            if at in self._trials:
-                self._trials[at] = replace(self._trials[at], speed=speed)
+            built = [subject.lowered(blocks) for subject, blocks in entrants]
+            subject = next(subject for subject, _ in entrants)
+            found = subject.race(dict(zip(names, built, strict=True)))
+            kept = {name: asdict(speed) for name, speed in found.items()}
+            self.store.finish(kept, "race", sorted(names))
+        speeds = [Speed(**kept[name]) for name in names]
+        for (subject, blocks), speed in zip(entrants, speeds, strict=True):
+            for at, trial in self._trials.items():
+                if at[:2] == (subject.key, blocks):
+                    self._trials[at] = replace(trial, speed=speed)
         return speeds
 
     def gains(self, subject: Subject, blocks: Blocks) -> Mapping[str, float] | None:

@@ -75,8 +75,8 @@ def _reason(course: Course, chosen: Trial | None) -> str:
     if not known:
         return said
     least = min(known, key=lambda one: one.score.drop)
-    best = f"the best of {len(judged)} sets: {change_of(least.score.drop, metric)}"
-    return f"{said}; {best}, {course.allowed:.2g} allowed"
+    compared = f"the best of {len(judged)} sets: {change_of(least.score.drop, metric)}"
+    return f"{said}; {compared}, {course.allowed:.2g} allowed"
 
 
 def _told(course: Course, trial: Trial, chosen: Trial | None, baseline_ms: float | None) -> Trial:

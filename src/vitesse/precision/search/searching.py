@@ -23,7 +23,7 @@ def search(
     trials: TrialStore,
     on_trial: Callable[[Trial], None] = lambda trial: None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
-    variants: Mapping[str, Subject] | None = None,
+    variants: Mapping[str, Callable[[], Subject]] | None = None,
     refused: Collection[Blocks] = (),
     clock: Clock = time.monotonic,
 ) -> Found:
@@ -34,14 +34,14 @@ def search(
         max_drop: budget in points.
         trials: where measurements are kept: what is there is not measured again.
         on_trial: hears each trial; on_plan: hears the estimate, before the first one.
-        variants: name → other ways of quantising the same blocks, tried where the first loses too much.
+        variants: name → makes another way of quantising the same blocks; tried where the first loses too much.
         refused: sets that all validation images refused; only what promises clearly less cost is chosen then.
         clock: seconds, monotonic.
 
     Raises:
         ModelError, BackendError, SpecError, NotVerified: a set cannot be lowered, or not be judged.
     """
-    ways = {"": subject, **(variants or {})}
+    ways = {"": lambda: subject, **(variants or {})}
     plan = plan_for(len(subject.blocks), len(ways) - 1, subject.images, subject.pace, options)
     on_plan(plan)
     began = clock()
