@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from vitesse.ledger import Ledger, Row, Verdict
 
 LABELLED = ("coco_ap", "top1")
+# How `precision.quantize` begins the name of the count among a row's changes.
+SHARE = "percent of Conv and Linear operations in "
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def precision_of(stage: str) -> str:
 
 def share_of(row: Row) -> int | None:
     """Percent of the FLOPs of all convolutions and linear layers that a step lowered; None where it does not say."""
-    return next((count for name, count in row.changes.items() if "FLOPs" in name), None)
+    return next((count for name, count in row.changes.items() if name.startswith(SHARE)), None)
 
 
 def judged(target: Target, ledger: Ledger | None) -> Judged:
