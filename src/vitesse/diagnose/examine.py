@@ -21,12 +21,12 @@ from vitesse.spec import ModelSpec
 from vitesse.verify.agreement import classification_agreement, detection_agreement
 from vitesse.verify.gate import Limits
 from vitesse.verify.health import HealthMeter
-from vitesse.verify.parity import ParityMeter
+from vitesse.verify.parity import SET_LIKE, ParityMeter
 
-# What lower precision may change: the share of the original's answers that stay.
+# What lower precision may change: the share of the original's answers that must stay, and the rms difference of the
+# outputs, of the image in the middle. Fine INT8 of the small trained models: 0.99 and 0.05.
 _AGREEMENT = {Number.HALF: 0.97, Number.QUANTISED: 0.85}
-# Where answers cannot be read as classes or detections: the rms difference of an output.
-_RMS = {Number.HALF: 0.02, Number.QUANTISED: 0.15}
+_RMS = {Number.HALF: 0.02, Number.QUANTISED: 0.1}
 _TRACED = 2
 
 Answers = list[tuple[dict[str, Array], dict[str, Array]]]
@@ -138,14 +138,14 @@ def _unlike(case: Case) -> list[str]:
     if case.number is Number.EXACT:
         return [text]
     agreement = _agreement(case, spec)
-    if agreement is not None:
-        least = _AGREEMENT[case.number]
-        return (
-            []
-            if agreement >= least
-            else [f"{100 * agreement:.1f} % of the answers are the original's; {text}"]
-        )
-    return [] if max(error_of(*pair) for pair in case.answers) <= _RMS[case.number] else [text]
+    if agreement is not None and agreement < _AGREEMENT[case.number]:
+        return [f"{100 * agreement:.1f} % of the answers are the original's; {text}"]
+    # Detections out of a top-k may swap places: there the numbers do not tell, place by place.
+    as_set = spec is not None and spec.decode in SET_LIKE and agreement is not None
+    middle = float(np.median([error_of(*pair) for pair in case.answers]))
+    return (
+        [] if as_set or middle <= _RMS[case.number] else [f"{text}, in the middle {100 * middle:.2g} % rms"]
+    )
 
 
 def _agreement(case: Case, spec: ModelSpec | None) -> float | None:

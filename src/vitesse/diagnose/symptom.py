@@ -26,6 +26,9 @@ class Number(StrEnum):
 # hundredths behind many INT8 layers.
 FAR = {Number.HALF: 0.05, Number.QUANTISED: 0.3}
 
+# In float32, an rms difference above the first, and so many times that of what it is made from, has its origin there.
+_BEGUN, _JUMP = 1e-5, 30.0
+
 
 @dataclass(frozen=True)
 class Symptom:
@@ -65,6 +68,8 @@ def first_wrong(graph: Graph, seen: Mapping[str, Seen], number: Number) -> Sympt
         for name in node.output:
             if name in seen and name in moving:
                 kind = _kind(seen[name], node, graph, number)
+                if kind == "differs" and number is Number.EXACT:
+                    return symptom_of(graph, _origin(graph, seen, name), kind, number)
                 if kind:
                     return symptom_of(graph, seen[name], kind, number)
     jump = _largest_jump(graph, seen)
@@ -108,6 +113,16 @@ def _kind(seen: Seen, node: Any, graph: Graph, number: Number) -> str:
         return ""
     far = not met.within(Tolerance()) if number is Number.EXACT else met.rms > FAR[number]
     return "differs" if far else ""
+
+
+def _origin(graph: Graph, seen: Mapping[str, Seen], tensor: str) -> Seen:
+    """Return where a small difference began that has become too large at `tensor`: float32 grows in no such jumps."""
+    for node in reversed(list(graph.upstream(tensor))):
+        before = max((_off(seen.get(name)) for name in node.input), default=0.0)
+        for name in node.output:
+            if _off(seen.get(name)) > max(_BEGUN, _JUMP * before):
+                return seen[name]
+    return seen[tensor]
 
 
 def _largest_jump(graph: Graph, seen: Mapping[str, Seen]) -> Seen | None:

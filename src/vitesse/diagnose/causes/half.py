@@ -15,6 +15,7 @@ from vitesse.diagnose.symptom import Number
 from vitesse.diagnose.tracing import FP16_LARGEST
 
 _LOST = ("overflow", "nan")
+_COARSE = ("differs", "constant", "zeros")
 # Between a product of queries and keys and its softmax lie a scale, a mask, casts.
 _TO_SOFTMAX = 6
 _ROOTS = frozenset({"Div", "Sqrt", "Reciprocal", "Log", "Pow"})
@@ -198,13 +199,15 @@ def _overflow(case: Case) -> Suspicion | None:
 
 def _rounding(case: Case) -> Suspicion | None:
     """Large coordinates: between 2048 and 4096 FP16 has steps of 2."""
-    if case.number is not Number.HALF or case.symptom is None or case.symptom.kind != "differs":
+    if case.number is not Number.HALF or case.symptom is None or case.symptom.kind not in _COARSE:
         return None
-    seen = case.seen.get(case.symptom.tensor)
-    if seen is None or seen.original is None:
-        return None
-    step = float(np.spacing(np.float16(min(seen.peak, FP16_LARGEST / 2))))
-    return Suspicion(Confidence.POSSIBLE, f"values up to {seen.peak:.4g} are rounded to steps of {step:.3g}")
+    inputs = () if case.node is None else case.node.input
+    peaks = [
+        seen.peak for name in (case.symptom.tensor, *inputs) if (seen := case.seen.get(name)) is not None
+    ]
+    peak = max(peaks, default=0.0)
+    step = float(np.spacing(np.float16(min(peak, FP16_LARGEST / 2))))
+    return Suspicion(Confidence.POSSIBLE, f"values up to {peak:.4g} are rounded to steps of {step:.3g}")
 
 
 FAULTS = (

@@ -20,10 +20,15 @@ _SPEC = "vitesse optimize {model} --data {data} --spec spec.toml   ({what} under
 def _fed(case: Case, **changes: object) -> Tensors | None:
     """Prepare the worst image otherwise; None where nobody says how it is prepared."""
     spec = case.candidate.spec
-    if spec is None or not case.pictures.pixels:
+    if spec is None or not case.pictures.pixels or not _is_fed_wrongly(case):
         return None
     rules = replace(spec.preprocessing, **changes)  # type: ignore[arg-type]
     return feeds([case.pictures.pixels[case.worst]], replace(spec, preprocessing=rules))
+
+
+def _is_fed_wrongly(case: Case) -> bool:
+    """Whether other input may explain it: that gives other numbers, not overflow, and rounding is no matter of it."""
+    return case.symptom is not None and case.symptom.kind == "differs"
 
 
 def _rules(case: Case) -> Preprocessing | None:
@@ -99,7 +104,7 @@ def _other_preprocessing(case: Case) -> Suspicion | None:
         return None
     theirs, ours = case.original.spec.preprocessing, case.candidate.spec.preprocessing
     differing = list(_differences(case.original.spec, case.candidate.spec))
-    if theirs == ours or not differing or not case.pictures.pixels:
+    if theirs == ours or not differing or not case.pictures.pixels or not _is_fed_wrongly(case):
         return None
     spec = replace(case.candidate.spec, preprocessing=theirs)
     if case.cures(given=feeds([case.pictures.pixels[case.worst]], spec)):
