@@ -33,15 +33,33 @@ class Subject(Protocol):
         pace: how long things take.
     """
 
-    key: str
-    number: str
-    runtime: str
-    blocks: Sequence[str]
-    shares: Mapping[str, float]
-    metric: str
-    original: float
-    images: int
-    pace: Pace
+    # Read only, so that whoever implements it may keep a tuple where a sequence is asked for.
+    @property
+    def key(self) -> str: ...  # noqa: D102
+
+    @property
+    def number(self) -> str: ...  # noqa: D102
+
+    @property
+    def runtime(self) -> str: ...  # noqa: D102
+
+    @property
+    def blocks(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def shares(self) -> Mapping[str, float]: ...  # noqa: D102
+
+    @property
+    def metric(self) -> str: ...  # noqa: D102
+
+    @property
+    def original(self) -> float: ...  # noqa: D102
+
+    @property
+    def images(self) -> int: ...  # noqa: D102
+
+    @property
+    def pace(self) -> Pace: ...  # noqa: D102
 
     def lowered(self, blocks: Blocks) -> Artifact:
         """Quantise these blocks and build for the runtime; raises ModelError or BackendError where that is refused."""
