@@ -18,7 +18,7 @@ from vitesse.metadata import read_spec
 from vitesse.precision.blocks import block_names
 from vitesse.profile.costs import costs_of
 from vitesse.profile.graph import Flow
-from vitesse.profile.modules import Modules, Place, modules_of
+from vitesse.profile.modules import Found, Modules, Place, modules_of
 from vitesse.profile.parts import Part
 from vitesse.profile.structure import NORMALISATION
 
@@ -169,7 +169,9 @@ def _described(
 
 
 def _is_head(place: Place) -> bool:
-    return place.part in (Part.HEADS, Part.POST) or any(_HEAD.search(name.lower()) for name in place.path)
+    # By structure, all that follows the last attention or convolution counts as heads; the normalisations tell better.
+    named = place.found is not Found.STRUCTURE and place.part in (Part.HEADS, Part.POST)
+    return named or any(_HEAD.search(name.lower()) for name in place.path)
 
 
 def _leads_to_normalisation(flow: Flow) -> set[int] | None:
