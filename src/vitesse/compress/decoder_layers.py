@@ -209,8 +209,8 @@ def _require_alone(heads: Nodes, states: Sequence[ir.Value], outputs: Collection
             raise NotApplicable(
                 f"the predictions are built on `{value.name}`, which earlier decoder layers made",
                 expected="heads that read the last layer alone",
-                cause="boxes refined from layer to layer, as in Deformable DETR, RT-DETR, D-FINE and DEIM: the scores "
-                "of inner layers have heads of their own, which the graph does not hold",
+                cause="boxes refined from layer to layer, as in DAB-DETR, Deformable DETR, RT-DETR, D-FINE and DEIM; "
+                "the graph does not hold the heads of inner layers",
             )
 
 
