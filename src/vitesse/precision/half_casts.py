@@ -142,7 +142,7 @@ class _Writer:
             self._round_constant(value, others, len(others) == len(value.uses()))
             return
         if is_half:
-            value.dtype = self._half
+            value.type = ir.TensorType(self._half)  # setting dtype would change the type that clones share
         if others:
             cast = self._cast(value, ir.DataType.FLOAT if is_half else self._half)
             for node, place in others:
@@ -155,7 +155,7 @@ class _Writer:
         assert value.const_value is not None and value.name is not None
         rounded = ir.tensor(rounded_constant(value.const_value.numpy(), self._half), dtype=self._half)
         if all_of_them and not value.is_graph_output():
-            value.const_value, value.dtype = rounded, self._half
+            value.const_value, value.type = rounded, ir.TensorType(self._half)
             rounded.name = value.name
             return
         copy = ir.Value(name=f"{value.name}_{self._suffix}", shape=value.shape, const_value=rounded)

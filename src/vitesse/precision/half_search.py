@@ -2,7 +2,7 @@
 
 1  while the error is too large: halve the graph until the few nodes are found that make it     → new islands
 2  every suspected island the other way: where the error stays the same without it              → dropped
-3  outputs of large numbers (boxes in pixels): where an FP32 tail halves the error              → kept
+3  outputs of large numbers (boxes in pixels): where an FP32 tail takes half of the squared error              → kept
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from vitesse.precision.islands import Reason
 LIMITS: Mapping[str, float] = {"fp16": 0.01, "bf16": 0.04}
 # An error is the same when it grows by less than a tenth.
 _SAME, _TINY = 1.1, 1e-6
-# A part of the graph is to blame when it alone makes half of the error's square; fewer nodes than this are not split.
-_BLAME, _FEW, _PARTS = 0.7, 4, (8, 4)
+# Into how many parts the graph and then a part of it is split; fewer nodes than this are not split further.
+_PARTS, _FEW = (8, 4), 4
 # Trials kept for the second and third step.
 _RESERVE = 12
 # Values beyond which neighbouring half-precision numbers are at least a quarter apart: coordinates in pixels feel it.
 _STEP = 0.25
-_HALVED = 0.5
+# What an island must gain that range alone does not ask for: half of the error, and in a tail half of its square.
+_HALVED, _HALVED_SQUARE = 0.5, 0.7
 _TAIL_NODES = 48
 _LAYERS = frozenset({"MatMul", "Gemm", "Conv"})
 _TAIL = frozenset(
@@ -106,33 +107,34 @@ class _Search:
         """Make islands of the nodes that are to blame for an error beyond the limit."""
         loss = self._loss(self.islands)
         while loss > self._limit and self._trials.left > _RESERVE:
-            culprit, alone = self._culprit()
+            culprit, alone = self._culprit(loss)
             if not culprit:
                 self.notes.append(
-                    f"the error of {loss:.2%} comes from the whole network: no few nodes make half of it"
+                    f"the error of {_percent(loss)} is spread over the network: no few nodes make half of it"
                 )
                 return
-            text = f"by itself it makes an error of {_percent(alone)} in the outputs"
-            tried = self.islands | {name: Reason(text) for name in culprit}
-            better = self._loss(tried)
-            if math.isfinite(loss) and better > 0.9 * loss:
-                self.notes.append(f"{len(culprit)} nodes in FP32 change the error of {loss:.2%} by nothing")
-                return
-            self.islands, loss = tried, better
+            text = f"in half precision it alone makes an error of {_percent(alone)} in the outputs"
+            self.islands |= {name: Reason(text) for name in culprit}
+            loss = self._loss(self.islands)
 
-    def _culprit(self) -> tuple[list[str], float]:
-        """The nodes that make most of the error when they alone are in half precision, and that error."""
-        part = [name for name in self._order if name not in self.islands]
-        whole, count = self._loss(self.islands), _PARTS[0]
+    def _culprit(self, loss: float) -> tuple[list[str], float]:
+        """The few nodes without which the error halves, and the error that they make alone; none if there are none."""
+        part, alone, count = [name for name in self._order if name not in self.islands], loss, _PARTS[0]
+        mended = False
         while len(part) >= _FEW and self._trials.left > _RESERVE:
             pieces = _split(part, count)
             errors = [self._alone(piece) for piece in pieces]
             worst = max(range(len(pieces)), key=errors.__getitem__)
-            if errors[worst] < _BLAME * whole or (math.isinf(whole) and not math.isinf(errors[worst])):
+            if not self._mends(pieces[worst], loss, errors[worst]):
                 break
-            part, whole, count = pieces[worst], errors[worst], _PARTS[1]
-        narrowed = len(part) < len(self._order) - len(self.islands)
-        return (part, whole) if narrowed else ([], whole)
+            part, alone, count, mended = pieces[worst], errors[worst], _PARTS[1], True
+        return (part, alone) if mended else ([], alone)
+
+    def _mends(self, part: Sequence[str], loss: float, alone: float) -> bool:
+        """Whether FP32 for this part helps: where several parts overflow, one of them alone does not mend the whole."""
+        if math.isinf(loss):
+            return math.isinf(alone)
+        return self._loss({*self.islands, *part}) <= _HALVED * loss
 
     def _alone(self, part: Collection[str]) -> float:
         """The error when only these nodes are in half precision."""
@@ -178,7 +180,7 @@ class _Search:
                     f"steps of {step:g}"
                 )
                 tried = {**{name: Reason(text) for name in tail if name in self._order}, **self.islands}
-                if self._trials.loss(tried).by_tensor[output] <= _HALVED * before:
+                if self._trials.loss(tried).by_tensor[output] <= _HALVED_SQUARE * before:
                     self.islands = tried
                     break
 

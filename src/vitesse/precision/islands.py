@@ -130,7 +130,7 @@ class _Judge:
     def tensors(self, node: onnx.NodeProto) -> Reason | None:
         """Values beyond the safe range that it makes or reads, or that are all below the normal numbers."""
         scores = [scores_of(node)] if node.op_type == "Attention" else []
-        for role, names in (("output", node.output), ("scores", scores), ("input", node.input)):
+        for role, names in (("output", node.output), ("largest score in", scores), ("input", node.input)):
             for name in names:
                 seen = self._seen.get(name)
                 if seen is None:
