@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitesse.ledger import Ledger
+from vitesse.precision.search.found import Found
 from vitesse.report import sections
 from vitesse.report.extras import ReportExtras
 from vitesse.report.figures import columns, row_texts
 from vitesse.report.markdown import render_markdown
 from vitesse.report.pictures import embed
 from vitesse.report.plot import accuracy_plot, left_out
+from vitesse.report.search_section import HEADS, load_searches, plots_of, search_text
 from vitesse.report.summary import conclude
 from vitesse.storage import write_atomically
 
@@ -27,15 +30,16 @@ def write_report(run: Path, ledger: Ledger, extras: ReportExtras) -> Path:
 
     Raises:
         StorageError: the folder cannot be written; an earlier report is kept.
-        RunFolderError: a picture cannot be decoded.
+        RunFolderError: a picture cannot be decoded, or the outcome of a search not be read.
     """
-    page = render_html(ledger, extras)
-    write_atomically(run / "report.md", render_markdown(ledger, extras).encode())
+    searches = load_searches(run)
+    page = render_html(ledger, extras, searches)
+    write_atomically(run / "report.md", render_markdown(ledger, extras, searches).encode())
     write_atomically(run / "report.html", page.encode())
     return run / "report.html"
 
 
-def render_html(ledger: Ledger, extras: ReportExtras) -> str:
+def render_html(ledger: Ledger, extras: ReportExtras, searches: Sequence[Found] = ()) -> str:
     """Return the whole page; every text from the ledger is escaped by the template engine.
 
     Raises:
@@ -57,9 +61,14 @@ def render_html(ledger: Ledger, extras: ReportExtras) -> str:
             columns=figures,
             rows=row_texts(ledger),
             chosen=None if ledger.chosen is None else ledger.rows[ledger.chosen].stage,
-            # The plot escapes what it is given; nothing else is marked as safe.
+            # The plots escape what they are given; nothing else is marked as safe.
             plots=[Markup(accuracy_plot(ledger, width=w, height=h)) for w, h in (WIDE_PLOT, NARROW_PLOT)],
             left_out=left_out(ledger),
+            searches=[
+                (search_text(one), [Markup(plot) for plot in plots_of(one, (WIDE_PLOT, NARROW_PLOT))])
+                for one in searches
+            ],
+            search_heads=HEADS,
             pictures=[(one, embed(one.before_png), embed(one.after_png)) for one in extras.pictures],
             bars=bars,
             total=sections.operator_total(extras.operators),

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from vitesse.ledger import Ledger
+from vitesse.precision.search.found import Found
 from vitesse.report import sections
 from vitesse.report.extras import ReportExtras
 from vitesse.report.figures import RowText, columns, row_texts
+from vitesse.report.search_section import HEADS, SearchText, search_text
 from vitesse.report.summary import conclude
 
 
-def render_markdown(ledger: Ledger, extras: ReportExtras) -> str:
+def render_markdown(ledger: Ledger, extras: ReportExtras, searches: Sequence[Found] = ()) -> str:
     """Return the report as GitHub-flavoured Markdown; text from the ledger is escaped."""
     conclusion = conclude(ledger)
     blocks = [
@@ -23,6 +25,7 @@ def render_markdown(ledger: Ledger, extras: ReportExtras) -> str:
         "## Ledger",
         _ledger_table(ledger),
         "\n".join(_row_item(row) for row in row_texts(ledger)),
+        *(block for one in searches for block in _search(search_text(one))),
         *_section("Start-up and size", _start_up(ledger)),
         *_section("Where the time goes", "\n\n".join(filter(None, (_modules(extras), _operators(extras))))),
         *_section("What was not measured, and why", _not_measured(ledger, extras)),
@@ -57,6 +60,16 @@ def _row_item(row: RowText) -> str:
     parts.extend(f"   - {_plain(detail)}" for detail in row.details)
     parts.extend(f"   - {_plain(what)} not measured: {_plain(reason)}" for what, reason in row.missing)
     return "\n".join(parts)
+
+
+def _search(text: SearchText) -> tuple[str, ...]:
+    rows = [[_plain(one.block), *one.cells, _plain(one.fate)] for one in text.blocks]
+    body = "\n\n".join(_plain(sentence) for sentence in text.sentences)
+    table = _table(HEADS, rows, left=(0, len(HEADS) - 1))
+    notes = "\n".join(f"- {_plain(note)}" for note in text.notes)
+    return _section(
+        f"Lowered block by block on {_plain(text.runtime)}", "\n\n".join(filter(None, (body, table, notes)))
+    )
 
 
 def _start_up(ledger: Ledger) -> str:

@@ -26,12 +26,21 @@ LONGEST_LABEL = 24  # characters
 
 @dataclass(frozen=True)
 class Point:
-    """One step in the plot; `kind` is source, chosen, pass, rejected, fail or unknown."""
+    """One step in the plot; `kind` is source, chosen, pass, rejected, fail, unknown or estimated.
+
+    A point without a label is a small one, and has a `title` that tells what it is.
+    """
 
     label: str
     latency_ms: float
     accuracy: float
     kind: str
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        """The label, or what stands for it."""
+        return self.label or self.title
 
 
 @dataclass(frozen=True)
@@ -84,11 +93,18 @@ def accuracy_plot(ledger: Ledger, *, width: int, height: int) -> str:
     Points far outside the range that matters stand on the border of the plot with an arrow and their value.
     """
     points = points_of(ledger)
+    if not points:
+        return ""
+    return draw(points, _budgets(ledger), metric_name(ledger), width=width, height=height)
+
+
+def draw(points: Sequence[Point], budgets: Budgets, metric: str, *, width: int, height: int) -> str:
+    """Return points, the first of them the original, as `accuracy_plot` does for those of a ledger."""
     if len(points) < 2:
         return ""
-    plot = _Plot(points, _budgets(ledger), metric_name(ledger), width, height)
+    plot = _Plot(points, budgets, metric, width, height)
     described = "; ".join(
-        f"{one.label}: {decimal(one.latency_ms)} ms, {plot.metric} {one.accuracy:.4f}" for one in points
+        f"{one.name}: {decimal(one.latency_ms)} ms, {plot.metric} {one.accuracy:.4f}" for one in points
     )
     body = [*plot.axes(), *plot.budget_lines(), *plot.marks()]
     return (
@@ -161,18 +177,19 @@ class _Plot:
     def marks(self) -> list[str]:
         """Draw markers and their labels; the chosen step and the source get the best places."""
         rank = {"chosen": 0, "source": 1, "pass": 2}
-        ordered = sorted(self.points, key=lambda one: rank.get(one.kind, 3))
+        ordered = sorted(self.points, key=lambda one: (not one.label, rank.get(one.kind, 3)))
         anchors = [(self.x.at(one.latency_ms), self.y.at(one.accuracy)) for one in ordered]
         texts = [self._label(one) for one in ordered]
         boxes = place_labels(anchors, texts, self.frame, self._taken())
         parts = []
-        for anchor, box in zip(anchors, boxes, strict=True):
-            parts.append(_leader(anchor, box))
+        for text, anchor, box in zip(texts, anchors, boxes, strict=True):
+            parts.append(_leader(anchor, box) if text else "")
         # The chosen one last, so that nothing lies on top of it.
         for point, anchor in reversed(list(zip(ordered, anchors, strict=True))):
             parts.append(self._marker(point, *anchor))
         for point, text, anchor, box in zip(ordered, texts, anchors, boxes, strict=True):
-            parts.append(_label_text(text, point.kind, anchor, box))
+            if text:
+                parts.append(_label_text(text, point.kind, anchor, box))
         return parts
 
     def _taken(self) -> list[Box]:
@@ -187,6 +204,8 @@ class _Plot:
         return boxes
 
     def _label(self, point: Point) -> str:
+        if not point.label:
+            return ""
         if not self.y.shows(point.accuracy):
             return f"{point.label} ({self.metric} {point.accuracy:.4f})"
         return (
@@ -196,7 +215,7 @@ class _Plot:
         )
 
     def _marker(self, point: Point, x: float, y: float) -> str:
-        title = f"{point.label}: {decimal(point.latency_ms)} ms, {self.metric} {point.accuracy:.4f}"
+        title = f"{point.name}: {decimal(point.latency_ms)} ms, {self.metric} {point.accuracy:.4f}"
         if not self.y.shows(point.accuracy):
             shape = _path(f"M{x - 6:.1f} {y - 9:.1f}h12l-6 9z")
         elif not self.x.shows(point.latency_ms):
@@ -204,7 +223,8 @@ class _Plot:
         elif point.kind == "fail":
             shape = _path(f"M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10")
         else:
-            shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{7.5 if point.kind == "chosen" else 5.5}"/>'
+            radius = {"chosen": 7.5, "estimated": 3.5}.get(point.kind, 5.5)
+            shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
         return f'<g class="p-mark p-{point.kind}"><title>{escape(title)}</title>{shape}</g>'
 
     def _floor_label(self) -> Box:
