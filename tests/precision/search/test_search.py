@@ -138,7 +138,7 @@ def test_nothing_accurate_leaves_an_empty_set_with_words(tmp_path: Path) -> None
     subject = _subject({"a": (7.0, 10), "b": (5.4, 20)})
     found = _search(subject, tmp_path)
     assert found.chosen == frozenset()
-    assert found.reason == "rejected: AP −12.4; the best of 3 sets: AP −5.40, 0.4 allowed"
+    assert found.reason == "rejected: AP −12.4; the best of 2 sets: AP −5.40, 0.4 allowed"
     assert found.trials[0].verdict == "rejected: AP −12.4"
 
 
@@ -234,7 +234,7 @@ def test_slow_models_are_searched_on_fewer_images_and_the_estimate_is_said_first
     assert plan.seconds <= 600
     assert plan.words() == (
         "about 52 seconds if everything can be lowered, else about 8 minutes: "
-        "7 blocks and variants on 39 images, 11 sets on 39 images"
+        "7 blocks and variants on 32 images, 11 sets on 39 images"
     )
 
 

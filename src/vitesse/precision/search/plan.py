@@ -15,6 +15,8 @@ PROBING, SCORING = 0.4, 0.4
 SENSING = 0.6
 # Fewer images say too little: of the outputs' distance, and of accuracy.
 FEWEST_PROBED, FEWEST_SCORED = 8, 16
+# More would say little more: single blocks and variants are compared by the outputs' distance, which is not noisy.
+MOST_PROBED = 32
 # After halving down the order, so many sets are tried to win back speed.
 REFINEMENTS = 6
 RACES = 3
@@ -54,7 +56,7 @@ def plan_for(blocks: int, variants: int, images: int, pace: Pace, options: Searc
     sets = 2 + math.ceil(math.log2(max(2, blocks))) + REFINEMENTS
     probes = blocks + (variants + 1 if variants else 0)
     scored = _affordable(SCORING * seconds / sets, pace, FEWEST_SCORED, images)
-    probed = _affordable(PROBING * seconds / max(1, probes), pace, FEWEST_PROBED, scored)
+    probed = _affordable(PROBING * seconds / max(1, probes), pace, FEWEST_PROBED, min(MOST_PROBED, scored))
     whole, probe = (pace.build_s + count * pace.image_s for count in (scored, probed))
     total = min(seconds, sets * whole + probes * probe + RACES * pace.race_s)
     return Plan(scored, probed, sets, probes, total, min(seconds, whole + pace.race_s))
