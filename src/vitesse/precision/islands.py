@@ -162,12 +162,14 @@ class _Judge:
             array = numpy_helper.to_array(self._constants[name])
             bound = node.op_type in _BOUNDING and (node.op_type != "Clip" or place > 0)
             largest = _largest_that_counts(array)
-            if largest > self._limit and not bound:
+            if largest > self._limit:
+                if bound:
+                    continue
                 return Reason(self._beyond(f"the constant `{name}`", largest))
             lost = _lost(array, rounded_constant(array, self._half))
             if lost > _CONSTANT_ERROR:
-                zero = " becomes zero" if lost == 1 else f" loses {lost:.0%}"
-                return Reason(f"the constant `{name}` of about {_typical(array):.1e}{zero} in FP16")
+                what = "becomes zero" if self._becomes_zero(name) else f"loses {lost:.0%}"
+                return Reason(f"the constant `{name}` of about {largest:.1e} {what} in FP16")
         return None
 
     def behind_lost_divisors(self, found: Mapping[str, Reason]) -> Iterator[tuple[str, Reason]]:
@@ -237,7 +239,3 @@ def _lost(array: NDArray[np.float32], rounded: NDArray[np.generic]) -> float:
     exact = array[counted].astype(np.float64)
     norm = float(np.linalg.norm(exact))
     return float(np.linalg.norm(rounded[counted].astype(np.float64) - exact)) / norm if norm else 0.0
-
-
-def _typical(array: NDArray[np.float32]) -> float:
-    return float(np.max(np.abs(array[np.isfinite(array)]), initial=0.0))
