@@ -22,7 +22,7 @@ from vitesse.cli import main
 from vitesse.errors import DataError, RunFolderError, UsageError
 from vitesse.ledger import Verdict
 from vitesse.predict import load
-from vitesse.recipe import DataOptions, MeasureOptions, Recipe
+from vitesse.recipe import DataOptions, Int8Options, MeasureOptions, Recipe
 from vitesse.run import Run, open_run
 from vitesse.verify.gate import StepKind
 
@@ -360,6 +360,10 @@ def test_stages_are_callable_alone_beside_the_model(tmp_path: Path) -> None:
     assert fused.changes["gelu"] == 6
     assert fused.artifact.path.parent == tmp_path
     assert len(onnx.load(fused.artifact.path).graph.node) < len(onnx.load(cleaned.artifact.path).graph.node)
-    with pytest.raises(UsageError, match=r"scheme 'int4' does not apply(.|\n)*int8"):
-        vitesse.quantize(fused.artifact, IMAGES, "int4")
+    quantised = vitesse.quantize(
+        fused.artifact, IMAGES, options=Int8Options(method="minmax"), keep=["blocks.5.mlp"]
+    )
+    assert quantised.changes["Linear to INT8"] == 34, "all of six blocks but the last one's MLP"
+    with pytest.raises(UsageError, match=r"no block 'blocks.9' to keep(.|\n)*blocks.0.attention"):
+        vitesse.quantize(fused.artifact, IMAGES, keep=["blocks.9"])
     assert stages.build(fused.artifact).artifact.backend == "onnxruntime"

@@ -29,6 +29,7 @@ class Course:
         source: the untouched model.
         model: what it can be exported from again; None where it came as ONNX.
         accepted: the steps that passed so far.
+        machine: what measurements hang on besides the model.
         data_key: a hash of the images to calibrate on.
     """
 
@@ -47,6 +48,7 @@ class Course:
         self.folder, self.progress = folder, progress
         self.options = LoadOptions(threads=recipe.measure.threads or usable_cores())
         self.data_key = key_of((dataset.sha256, recipe.data.calib_images))
+        self.machine = stable(describe())
         self._rows = 0
         # What a row's figures and verdict hang on; target and latency budget only say which rows are wanted.
         self._context = (
@@ -59,7 +61,7 @@ class Course:
             asdict(recipe.int8),
             asdict(recipe.search),
             recipe.max_drop,
-            stable(describe()),
+            self.machine,
         )
 
     def step(

@@ -41,8 +41,7 @@ class LoadOptions:
 
     `plain` loads with the runtime's default options only (the baseline a user would write by hand);
     `reference` switches every graph optimisation off (the numerical reference).
-    `emulate` rounds FP16 and BF16 as the graph says, in a runtime that would compute them in float32: for judging numbers,
-    not speed.
+    `emulate` rounds FP16 and BF16 as the graph says, where the runtime would compute in float32: for judging numbers.
     `profile_to` is a path prefix for the runtime's own operator profile.
     `sessions` is how many sessions will run at once, for runtimes that must know it when they compile.
     """
