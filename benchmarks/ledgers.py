@@ -145,7 +145,8 @@ def keep_run(case: Case, file: Path, command: str) -> None:
             done = optimize(
                 model, data=case.images, out=Path(folder) / "run", recipe=case.recipe, progress=progress
             )
-        kept = json.loads((done.folder / "ledger.json").read_text())
+        # Messages of runtimes name the file where it lay.
+        kept = json.loads((done.folder / "ledger.json").read_text().replace(f"{folder}/", ""))
         kept["source"], kept["command"] = case.model.name, command
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(kept, indent=1) + "\n")

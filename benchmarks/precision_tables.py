@@ -152,13 +152,14 @@ def figure(cell: Cell) -> str:
 
 
 def remark(row: RowText) -> str:
-    """Verdict, why, and what was not measured and why."""
+    """Verdict, why in one line, and what was not measured and why."""
     missing: dict[str, list[str]] = {}
     for key, name in FIGURES.items():
         if row.cells[key].reason:
             missing.setdefault(row.cells[key].reason, []).append(name)
     said = [f"{', '.join(names)} {NOT_RUN}: {why}" for why, names in missing.items()]
-    return in_cell("; ".join([f"{row.verdict.value}: {row.reason}", *said]))
+    why = row.reason.partition("\n")[0]
+    return in_cell("; ".join([f"{row.verdict.value}: {why}", *said]))
 
 
 def detector_table(ledger: Ledger) -> str:

@@ -64,7 +64,8 @@ def judged(target: Target, ledger: Ledger | None) -> Judged:
     """Hold a ledger against a target.
 
     Of the rows of that precision with a known loss on labelled data, a broken one aside, the one that loses least among
-    those that lower enough counts; where none lowers enough, the one that lowers most, and the target is not met.
+    those that lower enough counts, one that passed before others; where none lowers enough, the one that lowers most,
+    and the target is not met.
     """
     rows = [] if ledger is None else [row for row in ledger.rows if _counts(row, target.precision)]
     if not rows:
@@ -72,7 +73,7 @@ def judged(target: Target, ledger: Ledger | None) -> Judged:
     enough = [row for row in rows if (share_of(row) or 0) >= target.min_share]
     if not enough:
         return Judged(target, max(rows, key=lambda row: share_of(row) or 0), False)
-    best = min(enough, key=_drop)
+    best = min(enough, key=lambda row: (_drop(row), row.verdict is not Verdict.PASS))
     return Judged(target, best, _drop(best) <= target.max_drop)
 
 

@@ -166,6 +166,11 @@ def test_of_several_steps_the_one_that_loses_least_and_lowers_enough_counts(targ
     assert (found.row.stage, found.met) == ("search:onnxruntime", True)
 
 
+def test_of_two_steps_that_lose_the_same_the_one_that_passed_is_shown(targets: ModuleType) -> None:
+    rows = (row("int8", 0.2, share=95, verdict=Verdict.REJECTED), row("int8:onnxruntime", 0.2, share=95))
+    assert targets.judged(detr_int8(targets), ledger(*rows)).row == rows[1]
+
+
 def test_a_broken_step_a_step_without_accuracy_and_mere_agreement_do_not_count(targets: ModuleType) -> None:
     for one in (
         row(drop=0.0, share=90, verdict=Verdict.FAIL),
@@ -190,6 +195,7 @@ def test_a_broken_step_a_step_without_accuracy_and_mere_agreement_do_not_count(t
         ("search:openvino", "INT8"),
         ("search:openvino:fp8", "FP8"),
         ("int8:nncf", "INT8"),
+        ("int8:onnxruntime", "INT8"),
         ("build:openvino:int8", "INT8"),
         ("fp8", "FP8"),
     ],
@@ -227,7 +233,9 @@ def test_what_was_not_measured_is_not_run_and_the_reason_stands_beside_it(tables
         reason="speed was not measured",
         unmeasured=dict.fromkeys(("latency_ms", "gain", "throughput_per_s", "memory_mb"), why),
     )
-    rejected = measured("int8:conv", verdict=Verdict.REJECTED, reason="17 % slower | than before")
+    rejected = measured(
+        "int8:conv", verdict=Verdict.REJECTED, reason="17 % slower | than before\n  fix: none"
+    )
     lines = tables.classifier_table(ledger(fp16, rejected)).splitlines()[2:]
     assert lines[0].startswith("| FP16 | fp16 | not run | not run | not run | 0.7995 | 0.05 | not run | ")
     assert "UNKNOWN: speed was not measured; latency, throughput, memory, gain not run: " + why in lines[0]
