@@ -1,17 +1,14 @@
 """Ranges of activations on real images: one pass gathers histograms, a method turns each into a range.
 
-The images are a stream, one in memory at a time. ONNX Runtime has calibrators of its own; these histograms serve better:
-one pass serves all methods and can be cached, where there every method needs its own and MSE is missing; they keep
+The images are a stream, one in memory at a time. ONNX Runtime has calibrators of its own; these histograms serve
+better: one pass serves all methods and can be cached, where there every method needs its own and MSE is missing; they keep
 their size, where there one outlier of 500 times the first image's range made 65 652 bins of 128, and entropy took
 nine minutes for that tensor; and the order of the images changes nothing, where there the first one fixes the bins.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from onnx import ModelProto, numpy_helper
@@ -29,8 +26,6 @@ from vitesse.sources.onnx_file import load_onnx
 from vitesse.verify.taps import Taps
 
 BITS = 8
-# What the calibrators and the quantiser raise on graphs they cannot take.
-REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, AssertionError)
 
 
 def calibrate(
@@ -126,24 +121,3 @@ def observe(model: ModelProto, feeds: Iterable[Tensors], axes: Mapping[str, int 
         collectors[name].add(numpy_helper.to_array(tensor))
     channels = {name: found for name, one in collectors.items() if (found := one.channels()) is not None}
     return Observed({name: one.histogram() for name, one in collectors.items()}, channels, images)
-
-
-def refused(artifact: Artifact, error: Exception) -> ModelError:
-    """Say that ONNX Runtime's quantiser cannot take a graph."""
-    return ModelError(
-        f"ONNX Runtime's quantiser cannot take {artifact.path.name}: {error}",
-        expected="convolutions or linear layers with constant weights and known shapes",
-        fix="go on without INT8: --precisions fp32",
-    )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the quantiser's advice to pre-process, which cleaning has replaced, and its prints."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(StringIO()):
-            yield
-    finally:
-        logging.disable(previous)
