@@ -1,9 +1,9 @@
 """Ranges of activations on real images: one pass gathers histograms, a method turns each into a range.
 
 The images are a stream, one in memory at a time. ONNX Runtime has calibrators of its own; these histograms serve
-better: one pass serves all methods and can be cached, where there every method needs its own and MSE is missing; they keep
-their size, where there one outlier of 500 times the first image's range made 65 652 bins of 128, and entropy took
-nine minutes for that tensor; and the order of the images changes nothing, where there the first one fixes the bins.
+better. One pass serves all methods and can be cached, where there every method needs its own and MSE is missing. They
+keep their size, where there one outlier of 500 times the first image's range turned 128 bins into 65 652, and entropy
+took nine minutes for that tensor. The order of the images changes nothing, where there the first one fixes the bins.
 """
 
 from __future__ import annotations
