@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from fashion import VIT
-from fusing import Arrays, graph, ops, run
+from fusing import Arrays, graph, normal, ops, run
 from half_graphs import (
     attention_with_large_scores,
     boxes_in_pixels,
@@ -27,6 +27,7 @@ from vitesse.metadata import read_spec
 from vitesse.precision.emulation import emulated
 from vitesse.precision.half import to_half
 from vitesse.precision.half_casts import HalfGraph
+from vitesse.precision.half_search import LIMITS
 from vitesse.precision.half_trials import Trials
 from vitesse.recipe import HalfOptions
 
@@ -157,6 +158,18 @@ def test_an_overflow_that_no_range_shows_is_found_by_halving_the_graph(tmp_path:
     # Nodes are found in handfuls: those beside the two that need it may stay with them.
     assert {"squares", "root"} <= _islands(made, model) <= {"big", "squares", "root", "size", "y"}
     assert any("in half precision it alone makes an error of infinity or NaN" in note for note in made.notes)
+
+
+def test_an_error_that_is_spread_over_the_network_is_said_and_makes_no_islands(tmp_path: Path, monkeypatch):
+    layers = " ".join(f"a{i} = MatMul(t{i - 1}, w) t{i} = Tanh(a{i})" for i in range(1, 9))
+    model = graph(f"t0 = Neg(x) {layers} y = MatMul(t8, w)", w=normal(8, 8, seed=1))
+    for node in model.graph.node:
+        node.name = node.output[0]
+    monkeypatch.setitem(LIMITS, "fp16", 1e-6)
+    made = _half(model, tmp_path, feeds())
+    assert made.changes["nodes in FP32 islands"] == 0
+    assert any("is spread over the network" in note for note in made.notes)
+    assert made.notes[-1].endswith("beyond the 0% that is aimed at")
 
 
 def test_bf16_needs_no_islands_for_range_and_rounds_weights_once(tmp_path: Path):

@@ -133,5 +133,6 @@ def _told(graph: HalfGraph, found: Found) -> Iterator[str]:
     yield from found.notes
     worst = max(found.loss.by_tensor, key=found.loss.by_tensor.__getitem__, default="")
     if worst:
-        verdict = "" if found.loss.worst <= LIMITS[graph.number] else ", more than is expected"
+        limit = LIMITS[graph.number]
+        verdict = "" if found.loss.worst <= limit else f", beyond the {limit:.0%} that is aimed at"
         yield f"largest relative error, emulated: {found.loss.worst:.2%} in `{worst}`{verdict}"

@@ -88,7 +88,7 @@ def search(
     seeking.find_culprits()
     seeking.drop()
     seeking.keep_large_numbers(activations)
-    dropped = sum(name not in seeking.islands for name in suspected)
+    dropped = sum(name in suspected and name not in seeking.islands for name in graph.convertible)
     islands = {name: seeking.islands[name].text for name in graph.convertible if name in seeking.islands}
     return Found(islands, trials.loss(islands), dropped, tuple(seeking.notes))
 
