@@ -20,7 +20,8 @@ from vitesse.export.torch_onnx import TorchSource
 from vitesse.fusion import clean_model, fuse_model
 from vitesse.metadata import serialise
 from vitesse.precision.calibration import calibrate
-from vitesse.precision.int8 import OP_TYPES, applicable_schemes, quantize
+from vitesse.precision.layers import layers_of
+from vitesse.precision.quantize import quantize
 from vitesse.recipe import Int8Options
 from vitesse.sources.signature import graph_inputs
 from vitesse.sources.source import AXES, Exported, ExportOptions, Source
@@ -142,16 +143,15 @@ def quantised(exported: Exported, fused: onnx.ModelProto, folder: Path, shape: S
     """Quantise the fused graph as the pipeline does: (layers in INT8, worst cosine to the fused outputs)."""
     store = Store(folder / "artifacts")
     artifact = store.put(serialise(fused, exported.spec), exported.spec, Provenance("fuse"), suffix=".onnx")
-    schemes = applicable_schemes(fused)
-    if not schemes:
+    layers = layers_of(fused)
+    if not layers:
         return 0, float("nan")
     random = np.random.default_rng(11)
     feeds = [noise(exported.spec, inputs_of(exported), shape, random) for _ in range(CALIBRATION_FEEDS)]
     options = Int8Options()
-    ranges = calibrate(artifact, feeds, OP_TYPES, options)
-    built = quantize(artifact, store, schemes[0], ranges, options)
-    layers = built.changes["Conv to INT8"] + built.changes["Linear to INT8"]
-    return layers, worst_cosine(artifact, built.artifact, feeds)
+    ranges = calibrate(artifact, feeds, layers, options, symmetric=True)
+    built = quantize(artifact, store, [layer.name for layer in layers], ranges, options)
+    return len(layers), worst_cosine(artifact, built.artifact, feeds)
 
 
 def worst_cosine(one: Artifact, other: Artifact, feeds: list[Tensors]) -> float:
