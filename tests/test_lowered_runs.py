@@ -1,4 +1,4 @@
-"""The main job with every precision and lever: a row for each, a search that resumes, and words for what is left out."""
+"""The main job with every precision and lever: a row for each, and words for what is left out."""
 
 from dataclasses import replace
 from pathlib import Path
