@@ -131,10 +131,8 @@ class Assessor:
             parity=parity,
             findings=meter.findings(),
         )
-        if any(finding.fatal for finding in evidence.findings):
-            timing = Timing(unmeasured=dict.fromkeys(SPEED_FIELDS, "the outputs are broken"))
-        else:
-            timing = self._timing(step)
+        timing, refusal = self._timed(step, judged, broken=any(one.fatal for one in evidence.findings))
+        evidence = replace(evidence, speed_reason=refusal)
         if timing.over_before is not None:
             ratio = timing.over_before
             quiet = timing.samples is None or timing.samples.quiet is not False
@@ -213,6 +211,20 @@ class Assessor:
                 reference=original,
                 on_image=lambda done, total: self._progress.advance(),
             )
+
+    def _timed(self, step: Step, judged: Candidate, *, broken: bool) -> tuple[Timing, str]:
+        """Return the timing and why there is none.
+
+        A runtime may lack the kernels for numbers that emulation could judge: then only its speed is unknown.
+        """
+        if broken:
+            return Timing(unmeasured=dict.fromkeys(SPEED_FIELDS, "the outputs are broken")), ""
+        try:
+            return self._timing(step), ""
+        except BackendError as error:
+            if not judged.options.emulate:
+                raise
+            return Timing(unmeasured=dict.fromkeys(SPEED_FIELDS, error.what)), error.what
 
     def _timing(self, step: Step) -> Timing:
         self._progress.stage(step.stage, "measuring speed", 100)

@@ -32,6 +32,9 @@ _SPIN_US = 1000
 # What is appended to `LoadOptions.profile_to` to name the file of the optimised graph.
 RUNNING_GRAPH = ".running.onnx"
 
+# How its messages name the type.
+_FP8 = "float8"
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -189,21 +192,34 @@ class OnnxRuntimeBackend:
         """
         options = options or LoadOptions()
         try:
-            model: str | bytes = str(artifact.path)
-            if options.emulate:
-                # Imported here because deployment never emulates.
-                from vitesse.precision.emulation import emulated
-
-                model = emulated(onnx.load(artifact.path)).SerializeToString()
-            if options.plain and not options.profile_to:
-                runtime = onnxruntime.InferenceSession(model)
-            else:
-                runtime = onnxruntime.InferenceSession(
-                    model, _session_options(options), providers=["CPUExecutionProvider"]
-                )
+            try:
+                runtime = _runtime(artifact.path, options)
+            except Exception as error:
+                if _FP8 not in str(error):
+                    raise
+                runtime = _runtime(artifact.path, options, fuse_quantised=False)
         except Exception as error:
             raise _refused("loading", artifact.path, error) from error
         return OnnxRuntimeEngine(runtime, artifact.path, plain=options.plain)
+
+
+def _runtime(path: Path, options: LoadOptions, *, fuse_quantised: bool = True) -> Any:
+    """Open ONNX Runtime's session. Without `fuse_quantised` it leaves Q/DQ pairs as they are.
+
+    It would fuse those of FP8 into integer kernels, which then refuse them.
+    """
+    model: str | bytes = str(path)
+    if options.emulate:
+        # Imported here because deployment never emulates.
+        from vitesse.precision.emulation import emulated
+
+        model = emulated(onnx.load(path)).SerializeToString()
+    if options.plain and not options.profile_to and fuse_quantised:
+        return onnxruntime.InferenceSession(model)
+    made = _session_options(options)
+    if not fuse_quantised:
+        made.add_session_config_entry("session.disable_quant_qdq", "1")
+    return onnxruntime.InferenceSession(model, made, providers=["CPUExecutionProvider"])
 
 
 def _session_options(options: LoadOptions) -> Any:
