@@ -139,7 +139,8 @@ class Course:
 
     def _learn_gains(self, speed: Speed) -> None:
         """Ask the profiles what each block saves, scaled so that the sum is what the race measured."""
-        measured = speed.baseline_ms - speed.latency_ms
+        # From the ratio of the rounds, not from two medians: that is what holds on a machine that drifts.
+        measured = speed.baseline_ms * (1 - 1 / speed.gain)
         found = self.measuring.gains(self.subject, self.everything)
         if found is None:
             shares = self.subject.shares or {
