@@ -59,15 +59,7 @@ def quantize(
     if number not in NUMBERS:
         raise UsageError(f"number format {number!r}", expected=f"one of {', '.join(NUMBERS)}")
     model = _at_opset(onnx.load(artifact.path), FP8_OPSET if number == "fp8" else _INT8_OPSET)
-    layers = {layer.name: layer for layer in layers_of(model, attention=options.attention)}
-    unknown = sorted(set(names) - set(layers))
-    if unknown:
-        raise UsageError(
-            f"{unknown[0]!r} is no layer of {artifact.path.name} that may be quantised",
-            expected="names that layers_of returns: convolutions and linear layers, without heads",
-            cause="a head or the first layer was named, or the names are those of another graph",
-        )
-    chosen = [layer for name, layer in layers.items() if name in set(names)]
+    chosen = _chosen(artifact, model, set(names), options)
     bits = options.weight_bits or weight_bits_here()
     insertion = Insertion(model, chosen, ranges, number=number, bits=bits, correct=options.bias_correction)
     changes = _changes(model, chosen, number)
@@ -83,6 +75,18 @@ def quantize(
     provenance = Provenance(stage, artifact.sha256, settings)
     made = store.put(content, artifact.spec, provenance, suffix=".onnx")
     return Built(made, changes, _notes(model, insertion, options))
+
+
+def _chosen(artifact: Artifact, model: onnx.ModelProto, names: set[str], options: Int8Options) -> list[Layer]:
+    layers = layers_of(model, attention=options.attention)
+    unknown = sorted(names - {layer.name for layer in layers})
+    if unknown:
+        raise UsageError(
+            f"{unknown[0]!r} is no layer of {artifact.path.name} that may be quantised",
+            expected="names that layers_of returns: convolutions and linear layers, without heads",
+            cause="a head or the first layer was named, or the names are those of another graph",
+        )
+    return [layer for layer in layers if layer.name in names]
 
 
 def _at_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
