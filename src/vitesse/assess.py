@@ -19,7 +19,7 @@ from vitesse.data.split import Sample
 from vitesse.errors import BackendError, NotVerified, SpecError
 from vitesse.ledger import Accuracy, Parity, Row, Verdict
 from vitesse.measure import Candidate, Timing, opened, race, time_candidate
-from vitesse.precision.emulation import is_half
+from vitesse.precision.emulation import computes_in_half
 from vitesse.progress import Progress
 from vitesse.recipe import Recipe
 from vitesse.run import RunFolder
@@ -66,7 +66,7 @@ class Step:
         ONNX Runtime's CPU kernels compute FP16 and BF16 in float32: such a graph is emulated, as a GPU would round it.
         """
         artifact = self.built.artifact
-        half = artifact.backend == "onnxruntime" and is_half(onnx.load(artifact.path))
+        half = artifact.backend == "onnxruntime" and computes_in_half(onnx.load(artifact.path))
         return Candidate(artifact, replace(self.options, emulate=True) if half else self.options)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fusing import graph, normal, ops, run
 from vitesse.errors import ModelError
-from vitesse.precision.emulation import emulated, is_half
+from vitesse.precision.emulation import computes_in_half, emulated, is_half
 from vitesse.scopes import MODULE_SCOPES
 from vitesse.verify.taps import Taps
 
@@ -203,3 +203,19 @@ def test_headroom_ends_the_range_earlier_and_changes_nothing_below():
     expected = x.astype(HALF).astype(np.float32)
     expected[0, 1:4] = [np.inf, -np.inf, np.inf]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_weights_stored_in_half_and_widened_are_no_computing_in_half() -> None:
+    """As the example models are stored: a Cast to float32 behind every weight."""
+    stored = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[2] x) => (float[2] y) <float16[2] w = {1.5, 2.5}> { v = Cast<to=1>(w) y = Mul(x, v) }"""
+    )
+    assert is_half(stored)
+    assert not computes_in_half(stored)
+    rounding = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[2] x) => (float[2] y) <float16[2] w = {1.5, 2.5}>
+        { h = Cast<to=10>(x) v = Mul(h, w) y = Cast<to=1>(v) }"""
+    )
+    assert computes_in_half(rounding)

@@ -53,6 +53,14 @@ def is_half(model: onnx.ModelProto) -> bool:
     return False
 
 
+def computes_in_half(model: onnx.ModelProto) -> bool:
+    """Whether numbers are rounded to FP16 or BF16 on the way; not so where only weights are stored in it, and widened."""
+    fed = any(entry.type.tensor_type.elem_type in _HALF for entry in model.graph.input)
+    return is_half(model) and (
+        fed or any(_says_half(attribute) for node in model.graph.node for attribute in node.attribute)
+    )
+
+
 def _says_half(attribute: onnx.AttributeProto) -> bool:
     return attribute.t.data_type in _HALF or (attribute.name in _TYPES and attribute.i in _HALF)
 
