@@ -6,9 +6,9 @@
 The first measures all candidates of a model in one interleaved run, as docs/benchmarking.md says, and writes
 benchmarks/results/peers_NAME.json: raw samples, environment, operator profiles. The second prints the tables.
 All get the same images and as many threads. Needs torch and a C++ compiler (torch.compile); NNCF may live in a Python
-of its own (`--nncf`). Before every block the protocol waits until the process is idle: torch's and ONNX Runtime's threads
-go on spinning after a call, and would take the cores from whoever is next. A candidate that fails is named in the
-table with the reason.
+of its own (`--nncf`). Before every block the protocol waits until the process is idle: the threads of torch and ONNX
+Runtime go on spinning after a call, and would take the cores from whoever is next. A candidate that fails is named
+in the table with the reason.
 """
 
 from __future__ import annotations

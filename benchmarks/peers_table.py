@@ -37,7 +37,7 @@ def conditions(found: Mapping[str, Any]) -> str:
 
 
 def peer_table(found: Mapping[str, Any]) -> str:
-    """One line a candidate, fastest first: p50, and the baseline's time over its own, round by round; then ours over its own."""
+    """One line a candidate, fastest first: p50; time of the baseline, then of ours, over its own, round by round."""
     rounds = found["latency"]["rounds"]
     lines = [
         "| candidate | p50 ms | speed, ONNX Runtime default = 1 (95 % interval) | speed, Vitesse = 1 |",
