@@ -107,9 +107,12 @@ def openvino_nncf(given: Setting, stack: ExitStack) -> Session:
 
 
 def o3(given: Setting, stack: ExitStack) -> Session:
-    """The exported file through onnxruntime.transformers.optimizer with the options of optimum-onnx's O3."""
+    """The exported file through onnxruntime.transformers.optimizer, called as optimum-onnx 0.1.0 calls it for O3.
+
+    optimum itself takes only models with a configuration of transformers, and of those no DETR.
+    """
     options = FusionOptions("vit")
-    options.enable_gelu_approximation = True
+    options.enable_gelu_approximation, options.enable_embed_layer_norm = True, False
     optimised = optimize_model(
         str(given.exported.path),
         "vit",

@@ -71,7 +71,7 @@ def operator_table(found: Mapping[str, Any]) -> str:
         name: {row["operator"]: row["ms"] for row in profiles[name]["operators"]} for name in (BASELINE, OURS)
     }
     every = sorted(
-        set(ms[BASELINE]) | set(ms[OURS]), key=lambda op: -max(one.get(op, 0) for one in ms.values())
+        set(ms[BASELINE]) | set(ms[OURS]), key=lambda op: (-max(one.get(op, 0) for one in ms.values()), op)
     )
     lines = [f"| operator | {BASELINE}, ms | {OURS}, ms |", "|---|---|---|"]
     for operator in every[:_OPERATORS]:
