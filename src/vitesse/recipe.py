@@ -130,7 +130,7 @@ class SearchOptions:
         minutes: no new trial is begun after that; what was found until then is used.
     """
 
-    images: int = 96
+    images: int = 256
     minutes: float = 10.0
 
     def __post_init__(self) -> None:

@@ -134,5 +134,5 @@ LEFT_ALONE = {
 def test_what_would_not_pay_or_not_fit_is_left_alone(case: str) -> None:
     model = parse(*LEFT_ALONE[case])
     lowered, counts = lower(model)
-    assert counts == {"linear_layers_on_matrices": 0}
+    assert not any(counts.values())
     assert ops(lowered) == ops(model)

@@ -207,15 +207,15 @@ def test_headroom_ends_the_range_earlier_and_changes_nothing_below():
 
 def test_weights_stored_in_half_and_widened_are_no_computing_in_half() -> None:
     """As the example models are stored: a Cast to float32 behind every weight."""
-    stored = onnx.parser.parse_model(
-        """<ir_version: 10, opset_import: ["" : 18]>
-        g (float[2] x) => (float[2] y) <float16[2] w = {1.5, 2.5}> { v = Cast<to=1>(w) y = Mul(x, v) }"""
+    stored = graph(
+        "v = Cast<to=1>(w) y = Mul(x, v)", "float[2] x", "float[2] y", w=np.array([1.5, 2.5], HALF)
     )
     assert is_half(stored)
     assert not computes_in_half(stored)
-    rounding = onnx.parser.parse_model(
-        """<ir_version: 10, opset_import: ["" : 18]>
-        g (float[2] x) => (float[2] y) <float16[2] w = {1.5, 2.5}>
-        { h = Cast<to=10>(x) v = Mul(h, w) y = Cast<to=1>(v) }"""
+    rounding = graph(
+        "h = Cast<to=10>(x) v = Mul(h, w) y = Cast<to=1>(v)",
+        "float[2] x",
+        "float[2] y",
+        w=np.array([1.5, 2.5], HALF),
     )
     assert computes_in_half(rounding)

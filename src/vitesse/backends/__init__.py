@@ -40,9 +40,6 @@ QUANTIZERS: Mapping[str, Entry] = {
     ),
 }
 
-# Runtimes whose kernels take uint8 activations with a zero point; the others take int8 with zero point 0 only.
-TAKES_UINT8 = frozenset({"onnxruntime", "openvino"})
-
 # The order is the order of trying; the first is always installed, as a dependency of the package.
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime", "openvino"),

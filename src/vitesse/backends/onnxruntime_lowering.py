@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vitesse.backends.onnxruntime_lowering_integers import lower_quantised
 from vitesse.backends.onnxruntime_lowering_matrices import linear_layers_on_matrices
 from vitesse.fusion.shapes import infer_shapes
 
@@ -21,6 +22,7 @@ def lower(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
     """
     graph = ir.from_proto(model)
     infer_shapes(graph)
-    counts = {"linear_layers_on_matrices": linear_layers_on_matrices(graph)}
+    counts = lower_quantised(graph)
+    counts["linear_layers_on_matrices"] = linear_layers_on_matrices(graph)
     RemoveUnusedNodesPass()(graph)
     return ir.to_proto(graph), counts

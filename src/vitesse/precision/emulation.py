@@ -54,7 +54,7 @@ def is_half(model: onnx.ModelProto) -> bool:
 
 
 def computes_in_half(model: onnx.ModelProto) -> bool:
-    """Whether numbers are rounded to FP16 or BF16 on the way; not so where only weights are stored in it, and widened."""
+    """Whether numbers are rounded to FP16 or BF16 on the way; not so where weights are only stored in it."""
     fed = any(entry.type.tensor_type.elem_type in _HALF for entry in model.graph.input)
     return is_half(model) and (
         fed or any(_says_half(attribute) for node in model.graph.node for attribute in node.attribute)

@@ -110,7 +110,7 @@ def _changes(model: onnx.ModelProto, chosen: Collection[Layer], number: str) -> 
         "Conv and Linear left in FP32": len(weighted_nodes(model)) - len(weighted),
     }
     with suppress(DataError):  # where only the image decides about shapes, the share is not known
-        changes[f"percent of Conv and Linear operations in {name}"] = round(100 * flops_share(chosen, model))
+        changes[f"percent of Conv and Linear operations in {name}"] = int(100 * flops_share(chosen, model))
     return changes
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vitesse.artifact import Artifact
-from vitesse.backends import TAKES_UINT8, backend
+from vitesse.backends import backend
 from vitesse.backends.protocol import Built
 from vitesse.course import Course
 from vitesse.errors import BackendError, ModelError, NotVerified
@@ -22,12 +22,15 @@ from vitesse.precision.search.quantised import QuantisedSubject
 from vitesse.precision.search.reference import Reference
 from vitesse.precision.search.searching import search
 from vitesse.precision.search.trials import TrialStore
-from vitesse.recipe import Int8Options
+from vitesse.recipe import METHODS, Int8Options
 from vitesse.verify.gate import StepKind
 
 # The gate sees images that the search did not; it may refuse what those few let pass, and a more careful set follows.
 ATTEMPTS = 3
 ALPHA = 0.5
+# What activations may become, the faster first (docs/quantisation.md); other runtimes take zero point 0 only.
+NUMBERS: Mapping[str, tuple[str, ...]] = {"onnxruntime": ("uint8", "int8"), "openvino": ("int8", "uint8")}
+PORTABLE = ("int8",)
 
 
 def searched_rows(course: Course, graph: Artifact, runtime: str, reference: Artifact) -> Iterator[Row]:
@@ -120,12 +123,10 @@ class _Ways:
     def options(self) -> Mapping[str, Int8Options]:
         """Return name → options, what was asked for first; what was left to the search is varied."""
         given = self.course.recipe.int8
-        numbers = (given.activations,)
-        if given.activations == "auto":
-            numbers = ("uint8", "int8") if self.runtime in TAKES_UINT8 else ("int8",)
+        numbers = NUMBERS.get(self.runtime, PORTABLE) if given.activations == "auto" else (given.activations,)
         found = {}
         for number in numbers:
-            for method in dict.fromkeys((given.method, "mse", "minmax")):
+            for method in dict.fromkeys((given.method, *METHODS)):
                 found[f"{number}, {method}"] = replace(given, activations=number, method=method)
         smoothed = replace(given, activations=numbers[0], smooth=given.smooth or ALPHA)
         return {**found, f"{numbers[0]}, {given.method}, smoothed": smoothed}
