@@ -144,6 +144,7 @@ def half(model: Callable[[], Model]) -> Callable[[], Model]:
 
     def make() -> Model:
         made = copied(model())
+        del made.graph.value_info[:]  # it says float32
         for tensor in made.graph.initializer:
             if tensor.data_type == TensorProto.FLOAT:
                 with np.errstate(over="ignore"):

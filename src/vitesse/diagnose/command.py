@@ -136,7 +136,7 @@ def diagnose(
     theirs = None if original is None else side_of(original, own)
     given = spec is not None or preset is not None or spec_file is not None
     ours = side_of(graph, None)
-    ours = side_of(graph, fitted(own if given else (read_spec(graph) or own), ours.runnable))
+    ours = side_of(graph, fitted(own if given else (read_spec(graph) or own), ours.runnable, original))
     pictures = pictures_of(data, ours.spec, images)
     case, outputs = examined(ours, theirs, pictures, images)
     causes, hazards = _asked(case)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 from vitesse.backends.protocol import Array
 from vitesse.profile.graph import Flow
@@ -17,6 +18,8 @@ from vitesse.sources.signature import opset_of
 
 # A constant behind these is still the same constant, in another number format.
 _SAME = frozenset({"Identity", "Cast"})
+# And what only lays a constant out otherwise makes one: exporters write a part of a weight, turned, so.
+_LAYOUT = frozenset({"Transpose", "Split", "Slice", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 NORMALISATIONS = frozenset(
     {
@@ -35,7 +38,7 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.flow = Flow(model.graph)
-        self.nodes: Sequence[onnx.NodeProto] = model.graph.node
+        self.nodes: Sequence[onnx.NodeProto] = tuple(model.graph.node)
         self.outputs = tuple(entry.name for entry in model.graph.output)
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
         self._values: dict[str, Array | None] = {}
@@ -44,6 +47,14 @@ class Graph:
     def modules(self) -> Modules:
         """The module of every node."""
         return modules_of(self.model)
+
+    @cached_property
+    def moving(self) -> frozenset[str]:
+        """The tensors that depend on the pixels; all of them in a graph without an image input."""
+        depends = self.flow.from_image if self.flow.images else [True] * len(self.nodes)
+        return frozenset(
+            name for node, fed in zip(self.nodes, depends, strict=True) if fed for name in node.output
+        )
 
     def module(self, tensor: str) -> str:
         """Return the dotted module that makes a tensor; empty where unknown."""
@@ -68,7 +79,10 @@ class Graph:
         return self._readers.get(tensor, ())
 
     def constant(self, tensor: str) -> Array | None:
-        """Return the value a tensor always has, through Identity, Cast and DequantizeLinear; None where it varies."""
+        """Return the value a tensor always has, None where it varies.
+
+        Identity, Cast, DequantizeLinear and what only lays a constant out otherwise are looked through.
+        """
         if tensor not in self._values:
             self._values[tensor] = self._constant(tensor)
         return self._values[tensor]
@@ -84,13 +98,27 @@ class Graph:
             return _written(node)
         if node.op_type in _SAME:
             return self.constant(node.input[0])
-        if node.op_type == "DequantizeLinear":
-            values = [self.constant(name) for name in node.input]
-            if all(value is not None for value in values):
-                return dequantised(
-                    [np.asarray(value) for value in values], self.settings(node).get("axis", 1)
-                )
+        if node.op_type in _LAYOUT or node.op_type == "DequantizeLinear":
+            values = {name: self.constant(name) for name in node.input if name}
+            given = {name: value for name, value in values.items() if value is not None}
+            if len(given) == len(values):
+                return self._evaluated(node, tensor, given)
         return None
+
+    def _evaluated(self, node: onnx.NodeProto, tensor: str, given: Mapping[str, Array]) -> Array:
+        if node.op_type == "DequantizeLinear":
+            return dequantised(
+                [given[name] for name in node.input if name], self.settings(node).get("axis", 1)
+            )
+        graph = onnx.helper.make_graph(
+            [node],
+            "constant",
+            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in given],
+            [onnx.helper.make_value_info(tensor, onnx.TypeProto())],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=self.model.opset_import)
+        (value,) = ReferenceEvaluator(model).run([tensor], dict(given))
+        return np.asarray(value)
 
     def scalar(self, tensor: str) -> float | None:
         """Return the number a constant of one element holds; None otherwise."""
@@ -130,13 +158,13 @@ class Graph:
 
     def downstream(self, tensor: str, steps: int) -> Iterator[onnx.NodeProto]:
         """Yield the nodes that depend on a tensor, nearest first, at most `steps` operators away."""
-        level, seen = [tensor], set[int]()
+        level, seen = [tensor], set[str]()
         for _ in range(steps):
-            nodes = [node for name in level for node in self.readers(name) if id(node) not in seen]
-            nodes = list({id(node): node for node in nodes}.values())
-            seen.update(id(node) for node in nodes)
-            yield from nodes
-            level = [name for node in nodes for name in node.output]
+            nodes = {node.output[0]: node for name in level for node in self.readers(name)}
+            fresh = [node for first, node in nodes.items() if first not in seen]
+            seen.update(nodes)
+            yield from fresh
+            level = [name for node in fresh for name in node.output]
 
     def of_type(self, *operators: str) -> list[onnx.NodeProto]:
         """Return the nodes of these operators, in order."""
@@ -144,13 +172,8 @@ class Graph:
 
     def is_residual(self, node: onnx.NodeProto) -> bool:
         """Whether a node adds two tensors that both depend on the image."""
-        depends = self.flow.from_image
-        makers = [self.flow.producer.get(name) for name in self.computed(node)]
-        return (
-            node.op_type == "Add"
-            and len(makers) == 2
-            and all(at is not None and depends[at] for at in makers)
-        )
+        added = self.computed(node)
+        return node.op_type == "Add" and len(added) == 2 and self.moving.issuperset(added)
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -102,8 +102,10 @@ def spec_of(
     return find_spec(runnable(model), preset=preset, spec_file=spec_file)
 
 
-def fitted(spec: ModelSpec | None, side: onnx.ModelProto) -> ModelSpec | None:
-    """Return a spec with the names of a graph that calls its input or outputs otherwise; the order tells."""
+def fitted(
+    spec: ModelSpec | None, side: onnx.ModelProto, original: onnx.ModelProto | None
+) -> ModelSpec | None:
+    """Return a spec with the names of a graph that calls its input or outputs otherwise than the original."""
     if spec is None:
         return None
     inputs = [entry.name for entry in graph_inputs(side)]
@@ -111,8 +113,10 @@ def fitted(spec: ModelSpec | None, side: onnx.ModelProto) -> ModelSpec | None:
     if spec.image_input not in inputs:
         four = [entry.name for entry in graph_inputs(side) if len(entry.shape) == 4]
         spec = replace(spec, image_input=four[0]) if four else spec
-    if not set(spec.outputs.values()) <= set(outputs) and len(outputs) >= len(spec.outputs):
-        spec = replace(spec, outputs=dict(zip(spec.outputs, outputs, strict=False)))
+    there = [] if original is None else [entry.name for entry in original.graph.output]
+    if not set(spec.outputs.values()) & set(outputs) and len(there) == len(outputs):
+        here = dict(zip(there, outputs, strict=True))
+        spec = replace(spec, outputs={role: here.get(name, name) for role, name in spec.outputs.items()})
     return spec
 
 

@@ -63,10 +63,9 @@ def first_wrong(graph: Graph, seen: Mapping[str, Seen], number: Number) -> Sympt
 
     Where none is beyond the limits, although the outputs are wrong, the one that grew the difference most.
     """
-    moving = _depends_on_image(graph)
     for node in graph.nodes:
         for name in node.output:
-            if name in seen and name in moving:
+            if name in seen and name in graph.moving:
                 kind = _kind(seen[name], node, graph, number)
                 if kind == "differs" and number is Number.EXACT:
                     return symptom_of(graph, _origin(graph, seen, name), kind, number)
@@ -139,17 +138,6 @@ def _largest_jump(graph: Graph, seen: Mapping[str, Seen]) -> Seen | None:
 
 def _off(seen: Seen | None) -> float:
     return 0.0 if seen is None or seen.difference is None else min(seen.difference.rms, 1e30)
-
-
-def _depends_on_image(graph: Graph) -> set[str]:
-    moving = {
-        name
-        for node, fed in zip(graph.nodes, graph.flow.from_image, strict=True)
-        if fed
-        for name in node.output
-    }
-    fed_by_nothing = not graph.flow.images
-    return {name for node in graph.nodes for name in node.output} if fed_by_nothing else moving
 
 
 def _words(kind: str, seen: Seen) -> str:

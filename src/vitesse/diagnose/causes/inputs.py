@@ -10,6 +10,7 @@ from vitesse.data.preprocess import feeds
 from vitesse.diagnose.case import Case
 from vitesse.diagnose.rules import Cause, Confidence, Suspicion
 from vitesse.spec import ModelSpec, Preprocessing
+from vitesse.verify.diverge import Tolerance
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -27,8 +28,16 @@ def _fed(case: Case, **changes: object) -> Tensors | None:
 
 
 def _is_fed_wrongly(case: Case) -> bool:
-    """Whether other input may explain it: that gives other numbers, not overflow, and rounding is no matter of it."""
-    return case.symptom is not None and case.symptom.kind == "differs"
+    """Whether other input may explain it: it gives other numbers, no overflow, from the first layer on."""
+    if case.symptom is None or case.symptom.kind != "differs":
+        return False
+    before = (
+        case.seen[name]
+        for node in case.graph.upstream(case.symptom.tensor)
+        for name in node.output
+        if name in case.graph.moving and name in case.seen and name != case.symptom.tensor
+    )
+    return not any(seen.difference is not None and seen.difference.within(Tolerance()) for seen in before)
 
 
 def _rules(case: Case) -> Preprocessing | None:

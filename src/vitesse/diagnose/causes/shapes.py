@@ -14,11 +14,11 @@ def _baked_batch(case: Case) -> Suspicion | None:
     if case.symptom is None or case.symptom.kind != "batch":
         return None
     graph = case.graph
-    for node, fed in zip(graph.nodes, graph.flow.from_image, strict=True):
-        if fed and node.op_type in ("Reshape", "Expand") and len(node.input) > 1:
+    for node in graph.of_type("Reshape"):
+        if node.output[0] in graph.moving:
             shape = graph.constant(node.input[1])
-            # Of a Reshape 0 keeps and −1 finds the batch; anything else fixes it.
-            if shape is not None and shape.size > 1 and int(shape.flat[0]) > 0 and node.op_type == "Reshape":
+            # 0 keeps the batch and −1 finds it; anything else fixes it.
+            if shape is not None and shape.size > 1 and int(shape.flat[0]) > 0:
                 text = f"Reshape `{node.output[0]}` writes {shape.tolist()}: the batch of the traced example"
                 return Suspicion(Confidence.LIKELY, text, node.output[0])
     return Suspicion(Confidence.POSSIBLE, "the batch of the traced example is fixed somewhere in the graph")

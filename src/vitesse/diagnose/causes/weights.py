@@ -10,7 +10,7 @@ import onnx
 
 from vitesse.backends.protocol import Array
 from vitesse.diagnose.case import Case
-from vitesse.diagnose.graph import with_constant
+from vitesse.diagnose.graph import WEIGHTED, with_constant
 from vitesse.diagnose.rules import Cause, Confidence, Suspicion, tried
 from vitesse.diagnose.symptom import Number
 from vitesse.verify.diverge import difference_of
@@ -93,6 +93,24 @@ def _stale(case: Case) -> Suspicion | None:
             else f"differs from the original's by {100 * difference_of(theirs, ours).rms:.3g} %"
         )
         return tried(_restored(case, weight), f"the weight {_named(case, weight)} {how}")
+    return _regrouped(case)
+
+
+def _regrouped(case: Case) -> Suspicion | None:
+    """Layers that the original computes by other operators, such as queries, keys and values in one product."""
+    if case.number is not Number.EXACT or case.reference is None or case.node is None:
+        return None
+    for node in case.region(case.graph):
+        other = case.counterpart(node)
+        beside = other is not None and other.op_type == node.op_type
+        constants = [case.graph.constant(name) is not None for name in node.input[:2]]
+        if node.op_type in WEIGHTED and constants == [False, True] and not beside:
+            module = case.graph.module(node.output[0])
+            text = (
+                f"`{node.input[1]}` of {node.op_type}{f' in {module}' if module else ''}: what the layer reads agrees, "
+                "what comes of it does not, and the original has no such layer to lay it beside"
+            )
+            return Suspicion(Confidence.POSSIBLE, text)
     return None
 
 
