@@ -128,9 +128,11 @@ def best_scores(model: onnx.ModelProto, spec: ModelSpec, images: Iterable[Tensor
 def _scores(logits: NDArray[np.float32], decode: Decode) -> NDArray[np.float32]:
     """Scores of all classes, (batch, queries, classes), without no-object."""
     if decode is Decode.DETR_SIGMOID:
-        return np.nan_to_num(1 / (1 + np.exp(-logits)))
-    powers = np.exp(logits - logits.max(axis=2, keepdims=True))
-    return np.nan_to_num((powers / powers.sum(axis=2, keepdims=True))[:, :, :-1])
+        scores = 1 / (1 + np.exp(-logits))
+    else:
+        powers = np.exp(logits - logits.max(axis=2, keepdims=True))
+        scores = (powers / powers.sum(axis=2, keepdims=True))[:, :, :-1]
+    return np.asarray(np.nan_to_num(scores), np.float32)
 
 
 def _choices(best: NDArray[np.float32]) -> list[tuple[int, ...]]:
@@ -140,6 +142,11 @@ def _choices(best: NDArray[np.float32]) -> list[tuple[int, ...]]:
         kept = tuple(int(number) for number in np.flatnonzero(best >= threshold))
         if 0 < len(kept) < len(best):
             found.setdefault(len(kept), kept)
+    if not best.max(initial=0.0) >= THRESHOLDS[0]:
+        raise NotApplicable(
+            f"no query is confident on any image: the best score of all is {best.max(initial=0.0):.3f}",
+            expected="calibration images with objects that the model knows",
+        )
     if not found:
         raise NotApplicable(
             f"each of the {len(best)} queries is confident on some image: the best score of the weakest is "

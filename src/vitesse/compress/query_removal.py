@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitesse.compress.query_axis import MAKES_AXES, QueryAxis, trace
+from vitesse.compress.query_axis import QueryAxis, trace
 from vitesse.compress.query_rules import Place
 from vitesse.fusion.layer_parts import named
 from vitesse.fusion.rules import LeftAlone, constant
+from vitesse.scopes import inherited
 
 # Which input says the shape of the result.
 _SHAPE_OPERAND = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
@@ -74,22 +75,56 @@ def _change_literal(graph: ir.Graph, value: ir.Value, place: Place, queries: int
     """Change the length that the operand of a Reshape or Expand says for the axis, where it says one."""
     node = value.producer()
     operand = None if node is None else _SHAPE_OPERAND.get(node.op_type)
-    if node is None or operand is None:
+    shape = None if node is None or operand is None else node.inputs[operand]
+    if node is None or operand is None or shape is None or value.shape is None:
         return False
-    shape = constant(node.inputs[operand])
-    if shape is None:
-        maker = node.inputs[operand].producer()  # type: ignore[union-attr]
-        if maker is not None and maker.op_type == "Shape":
-            return False  # of a tensor that becomes shorter itself
-        raise LeftAlone(f"the shape operand of {named(node)} is not constant")
-    said = int(shape[place.axis - len(value.shape or ()) + len(shape)])
-    length = (value.shape or ())[place.axis]
-    if said != length or (said == 1 and node.op_type in MAKES_AXES):
-        return False  # -1 and 0 follow by themselves, and Expand's 1 leaves the axis as it is
-    changed = shape.copy()
-    changed[place.axis - len(value.shape or ()) + len(shape)] = said // queries * kept
-    _cut(graph, node, operand, changed)
+    given = shape.shape[0] if shape.shape is not None else None
+    if not isinstance(given, int):
+        raise LeftAlone(f"how many axes {named(node)} makes is not known")
+    reader, index, at = _said_by(node, operand, place.axis - len(value.shape) + given)
+    numbers = constant(reader.inputs[index])
+    # What is computed at run time, -1 and 0 follow by themselves; Expand's 1 leaves the axis as it is.
+    if numbers is None or int(numbers[at]) != value.shape[place.axis] or int(numbers[at]) == 1:
+        return False
+    changed = numbers.copy()
+    changed[at] = changed[at] // queries * kept
+    if reader is not node:
+        reader = _own_copy(graph, node, operand, reader)
+    _cut(graph, reader, index, changed)
     return True
+
+
+def _said_by(node: ir.Node, operand: int, at: int) -> tuple[ir.Node, int, int]:
+    """Who reads the number `at` of a shape, the node or the Concat that joins the shape; which input; which place."""
+    value = node.inputs[operand]
+    maker = None if value is None else value.producer()
+    if maker is None or maker.op_type != "Concat":
+        return node, operand, at
+    for index, piece in enumerate(maker.inputs):
+        length = piece.shape[0] if piece is not None and piece.shape is not None else None
+        if not isinstance(length, int):
+            raise LeftAlone(f"the parts of the shape that {named(maker)} joins are not known")
+        if at < length:
+            return maker, index, at
+        at -= length
+    raise LeftAlone(f"{named(maker)} joins fewer numbers than {named(node)} has axes")
+
+
+def _own_copy(graph: ir.Graph, node: ir.Node, operand: int, maker: ir.Node) -> ir.Node:
+    """A Concat like `maker` for this reader alone, in front of it."""
+    copied = ir.Node(
+        "",
+        "Concat",
+        maker.inputs,
+        maker.attributes.values(),
+        name=f"{node.name}_shape",
+        metadata_props=inherited(maker.name or "", maker.metadata_props),
+    )
+    copied.outputs[0].name = f"{node.outputs[0].name}_shape"
+    copied.outputs[0].type, copied.outputs[0].shape = maker.outputs[0].type, maker.outputs[0].shape
+    graph.insert_before(node, copied)
+    node.replace_input_with(operand, copied.outputs[0])
+    return copied
 
 
 def _shorten(value: ir.Value, axis: int, queries: int, kept: int) -> None:

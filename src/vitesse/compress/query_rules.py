@@ -133,7 +133,8 @@ def _aligned(node: ir.Node, output: ir.Value, place: Place) -> list[Source]:
 
 
 def _gemm(node: ir.Node, output: ir.Value, place: Place, queries: int) -> list[Source]:
-    if place.axis != 0 or node.attributes.get_int("transA", 0):
+    turned: int | None = node.attributes.get_int("transA", 0)
+    if place.axis != 0 or turned:
         return []
     added = node.inputs[2] if len(node.inputs) > 2 else None
     own = added is not None and len(shape_of(added)) > 1 and shape_of(added)[0] != 1
