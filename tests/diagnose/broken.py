@@ -30,7 +30,6 @@ class Broken:
 
     original, candidate: functions that make them.
     spec: how the original is fed and read, and the candidate where it has none of its own.
-    candidate_spec: the candidate's own.
     tensor: the first wrong tensor that must be named; empty: not asked. module: the module it belongs to.
     where: a tensor that the cause itself must name; healthy: a hazard, right on CPU.
     """
@@ -39,7 +38,6 @@ class Broken:
     original: Callable[[], Model]
     candidate: Callable[[], Model]
     spec: Callable[..., ModelSpec] = tiny_graphs.detector_spec
-    candidate_spec: Callable[[], ModelSpec] | None = None
     tensor: str = ""
     module: str = ""
     where: str = ""

@@ -12,7 +12,7 @@ import onnx
 
 from vitesse.backends.protocol import Array, Tensors
 from vitesse.verify.diverge import Difference, difference_of, span_of
-from vitesse.verify.pairs import every_tensor, paired
+from vitesse.verify.pairs import makers_of, paired, tensors_of
 
 FP16_LARGEST = 65504.0
 
@@ -66,7 +66,7 @@ def trace(
     candidate: onnx.ModelProto,
     feeds: Sequence[tuple[Tensors, Tensors]],
 ) -> Mapping[str, Seen]:
-    """Return what was seen of every float tensor of the candidate, in the order of computing.
+    """Return what was seen of every float tensor of the candidate, by name.
 
     Args:
         feeds: for each image, the original's and the candidate's.
@@ -76,8 +76,9 @@ def trace(
     """
     here, there = _Digests(), _Digests()
     found: dict[str, Seen] = {}
+    shared = makers_of(original).keys() if original is not None else ()
     for reference, given in feeds:
-        for name, value in every_tensor(candidate, given):
+        for name, value in tensors_of(candidate, given, without=shared):
             if value.dtype.kind == "f":
                 here.add(name, value)
                 found[name] = _joined(found.get(name), _alone(name, value))
@@ -85,6 +86,7 @@ def trace(
             continue
         for name, expected, value in paired(original, candidate, reference, given):
             if expected.dtype.kind == value.dtype.kind == "f":
+                here.add(name, value)
                 there.add(name, expected)
                 found[name] = _joined(found.get(name), _beside(name, expected, value))
     return {name: _judged(seen, here, there, len(feeds)) for name, seen in found.items()}
@@ -118,11 +120,8 @@ def _beside(name: str, expected: Array, value: Array) -> Seen:
 
 
 def _joined(before: Seen | None, now: Seen) -> Seen:
-    """What was seen of one more image, or beside the original: then counts that were made alone do not matter."""
-    if before is None or (before.original is None and now.original is not None):
+    if before is None:
         return now
-    if before.original is not None and now.original is None:
-        return before
     worst = before.difference
     if worst is not None and now.difference is not None and now.difference.rms > worst.rms:
         worst = now.difference

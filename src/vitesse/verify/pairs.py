@@ -7,7 +7,7 @@ memory is bounded by one group of activations, however many tensors there are.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +52,13 @@ def paired(
             yield name, r, c
 
 
-def every_tensor(model: onnx.ModelProto, feeds: Tensors) -> Iterator[tuple[str, Array]]:
-    """Yield (name, value) of every tensor the main graph makes, in order; raises as `paired`."""
+def tensors_of(
+    model: onnx.ModelProto, feeds: Tensors, *, without: Collection[str] = ()
+) -> Iterator[tuple[str, Array]]:
+    """Yield (name, value) of every tensor the main graph makes but `without`, in order; raises as `paired`."""
     with tempfile.TemporaryDirectory(prefix="vitesse-diverge-") as folder:
         probe = _Probe(model, Path(folder) / "model", "the graph", feeds)
-        for name, (value,) in _walk((probe,), list(probe.makers)):
+        for name, (value,) in _walk((probe,), [name for name in probe.makers if name not in without]):
             yield name, value
 
 
