@@ -12,10 +12,11 @@ from vitesse.data.postprocess import decode
 from vitesse.data.results import Classification, Detections
 from vitesse.diagnose.case import Case, error_of
 from vitesse.diagnose.graph import Graph
-from vitesse.diagnose.subject import Pictures, Side, batched, computes_in_half, fed, same_names
+from vitesse.diagnose.subject import Pictures, Side, batched, fed, same_names
 from vitesse.diagnose.symptom import Number, Symptom, first_wrong
 from vitesse.diagnose.tracing import trace
 from vitesse.errors import NotVerified, SpecError, VitesseError
+from vitesse.precision.emulation import computes_in_half
 from vitesse.sources.signature import graph_inputs
 from vitesse.spec import ModelSpec
 from vitesse.verify.agreement import classification_agreement, detection_agreement

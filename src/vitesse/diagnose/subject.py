@@ -15,16 +15,12 @@ from vitesse.data.images import Pixels, decode_image
 from vitesse.data.preprocess import feeds
 from vitesse.errors import SpecError
 from vitesse.metadata import read_spec
-from vitesse.precision.emulation import emulated, is_half
+from vitesse.precision.emulation import computes_in_half, emulated
 from vitesse.profile.calls import random_images
 from vitesse.sources.signature import graph_inputs
 from vitesse.sources.spec_file import find_spec
 from vitesse.spec import ModelSpec
 from vitesse.verify.taps import Taps
-
-_HALF = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
-# They hand numbers on, and compute nothing.
-_CARRIERS = frozenset({"Constant", "Identity", "DequantizeLinear", "Reshape", "Transpose"})
 
 
 @dataclass(frozen=True)
@@ -63,28 +59,6 @@ def side_of(model: onnx.ModelProto, spec: ModelSpec | None) -> Side:
 def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with half precision emulated where it computes in it, else the graph itself."""
     return emulated(model) if computes_in_half(model) else model
-
-
-def computes_in_half(model: onnx.ModelProto) -> bool:
-    """Whether an operator reads numbers of half precision; weights that are only stored so do not count."""
-    if not is_half(model):
-        return False
-    half = {entry.name for entry in model.graph.input if entry.type.tensor_type.elem_type in _HALF}
-    half |= {tensor.name for tensor in model.graph.initializer if tensor.data_type in _HALF}
-    for node in model.graph.node:
-        reads = any(name in half for name in node.input)
-        to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), 0)
-        if node.op_type == "Cast":
-            half |= set(node.output) if to in _HALF else set()
-        elif node.op_type in _CARRIERS:
-            half |= set(node.output) if reads or _holds_half(node) else set()
-        elif reads:
-            return True
-    return False
-
-
-def _holds_half(node: onnx.NodeProto) -> bool:
-    return any(attribute.t.data_type in _HALF for attribute in node.attribute)
 
 
 def spec_of(

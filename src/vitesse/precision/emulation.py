@@ -28,6 +28,9 @@ _TYPES = frozenset(
     {"dtype", "to", "output_dtype", "output_datatype", "precision", "stash_type", "softmax_precision"}
 )
 
+# They hand numbers on, and compute nothing.
+_CARRIERS = frozenset({"Constant", "Identity", "DequantizeLinear", "Reshape", "Transpose"})
+
 
 def is_half(model: onnx.ModelProto) -> bool:
     """Whether any tensor of the graph, its subgraphs or functions is FP16 or BF16."""
@@ -54,11 +57,25 @@ def is_half(model: onnx.ModelProto) -> bool:
 
 
 def computes_in_half(model: onnx.ModelProto) -> bool:
-    """Whether numbers are rounded to FP16 or BF16 on the way; not so where weights are only stored in it."""
-    fed = any(entry.type.tensor_type.elem_type in _HALF for entry in model.graph.input)
-    return is_half(model) and (
-        fed or any(_says_half(attribute) for node in model.graph.node for attribute in node.attribute)
-    )
+    """Whether an operator reads numbers of half precision; weights that are only stored so do not count."""
+    if not is_half(model):
+        return False
+    half = {entry.name for entry in model.graph.input if entry.type.tensor_type.elem_type in _HALF}
+    half |= {tensor.name for tensor in model.graph.initializer if tensor.data_type in _HALF}
+    for node in model.graph.node:
+        reads = any(name in half for name in node.input)
+        to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), 0)
+        if node.op_type == "Cast":
+            half |= set(node.output) if to in _HALF else set()
+        elif node.op_type in _CARRIERS:
+            half |= set(node.output) if reads or _holds_half(node) else set()
+        elif reads:
+            return True
+    return False
+
+
+def _holds_half(node: onnx.NodeProto) -> bool:
+    return any(attribute.t.data_type in _HALF for attribute in node.attribute)
 
 
 def _says_half(attribute: onnx.AttributeProto) -> bool:

@@ -170,3 +170,13 @@ def test_a_whole_search_keeps_its_word_and_is_taken_over(vit: QuantisedSubject, 
     again = run(second)
     assert set(tmp_path.iterdir()) == files, "nothing was measured again"
     assert again.chosen == found.chosen and len(second) == len(first)
+
+
+def test_what_was_asked_for_last_is_not_deleted_for_what_comes_next(
+    vit: QuantisedSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitesse.precision.search.quantised.KEPT", 2)
+    first, second, third = (frozenset({block}) for block in vit.blocks[:3])
+    for blocks in (first, second, first, third):
+        vit.lowered(blocks)
+    assert vit.lowered(first).path.is_file(), "a race asks for old sets and new ones, and needs the files of all"

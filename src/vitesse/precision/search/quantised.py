@@ -64,8 +64,10 @@ class QuantisedSubject:
         return [layer.name for block in blocks for layer in self._groups[block]]
 
     def lowered(self, blocks: Blocks) -> Artifact:
-        """Quantise these blocks and build for the runtime; the files live until a few more were made."""
-        if blocks not in self._made:
+        """Quantise these blocks and build for the runtime; the files live until a few others were asked for."""
+        if blocks in self._made:
+            self._made[blocks] = self._made.pop(blocks)  # asked for last, so deleted last
+        else:
             folder = self._scratch / key_of((self.key, sorted(blocks)))
             graph = quantize(
                 self._calibrated.artifact,
