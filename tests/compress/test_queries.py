@@ -18,6 +18,7 @@ from vitesse.compress import queries
 from vitesse.compress.lever import NotApplicable
 from vitesse.compress.query_axis import trace
 from vitesse.compress.query_removal import keep_queries
+from vitesse.compress.query_rules import Place, reshaped
 from vitesse.data.images import decode_image
 from vitesse.data.preprocess import feeds
 from vitesse.fusion.contract import load
@@ -315,3 +316,29 @@ def test_deimv2_selects_three_quarters_a_half_and_a_quarter(tmp_path: Path) -> N
     assert fewer["scores"].shape == (2, 300)
     # dropped proposals were the worst: the best detections move little
     assert np.abs(whole["scores"][:, 0] - fewer["scores"][:, 0]).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "target", "wanted"),
+    [
+        # (batch, 4 queries, 2 · 4 features) → (batch, queries, heads, width) and back
+        (["N", 4, 8], Place(1), ["N", 4, 2, 4], Place(1)),
+        # merged with the batch: 12 numbers a query behind it, of which 4 rows of 3
+        (["N", 4, 12], Place(1), ["16*N", 3], Place(0, 4)),
+        # the first axis holds whatever is in front, by whatever name
+        (["N", 4, 12], Place(1), ["unk", 3], Place(0, 4)),
+        (["unk", 3], Place(0, 4), ["M", 4, 4, 3], Place(1)),
+        # queries first, heads merged with the batch, as torch's own attention does
+        ([4, "N", 8], Place(0), [4, "2*N", 4], Place(0)),
+        # two queries' features in a row
+        (["N", 4, 8], Place(1), ["N", 2, 16], None),
+        # as many features as queries do not make them queries
+        (["N", 4, 6], Place(1), ["N", 6, 4], None),
+    ],
+)
+def test_a_reshape_keeps_what_lies_behind_a_query(
+    source: list[int | str], place: Place, target: list[int | str], wanted: Place | None
+) -> None:
+    before, after = ir.Value(name="a"), ir.Value(name="b")
+    before.shape, after.shape = ir.Shape(source), ir.Shape(target)
+    assert reshaped(before, after, place, 4) == wanted

@@ -76,7 +76,7 @@ def contracted(node: ir.Node, index: int, place: Place) -> Source | None:
 def reshaped(given: ir.Value, result: ir.Value, place: Place, queries: int) -> Place | None:
     """Where `place` of `given` is in `result`, the same numbers in the same order; None: not as a factor of its own.
 
-    What lies behind the queries in memory stays the same product.
+    What lies behind the queries in memory stays the same product. An open first axis holds all that is in front of it.
     """
     source, target = list(shape_of(given)), list(shape_of(result))
     after, symbols = factors([place.inner, *source[place.axis + 1 :]])
@@ -87,7 +87,8 @@ def reshaped(given: ir.Value, result: ir.Value, place: Place, queries: int) -> P
         inner = after // rest
         here, _ = factors([target[axis]])
         fits = same_product([inner, *target[axis + 1 :]], [place.inner, *source[place.axis + 1 :]])
-        if fits and here % (queries * inner) == 0:
+        holds_rest = axis == 0 and not isinstance(target[0], int)
+        if fits and (holds_rest or here % (queries * inner) == 0):
             return Place(axis, inner)
     return None
 
