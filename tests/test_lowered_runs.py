@@ -10,7 +10,7 @@ from vitesse import pipeline
 from vitesse.artifact import Artifact
 from vitesse.assess import Assessor, Step
 from vitesse.ledger import Row, Verdict
-from vitesse.precision.search import Found, search
+from vitesse.precision.search import Found, load_found, search
 from vitesse.precision.search.reference import Reference
 from vitesse.predict import load
 from vitesse.recipe import DataOptions, HalfOptions, MeasureOptions, Recipe, SearchOptions
@@ -21,7 +21,7 @@ MODEL, IMAGES = EXAMPLES / "vit_fashion.onnx", EXAMPLES / "vit"
 RECIPE = Recipe(
     target="onnxruntime",
     precisions=("fp32", "fp16", "bf16", "int8", "fp8"),
-    levers=("decoder", "tokens"),
+    levers=("decoder",),
     max_drop=20.0,  # on so few images
     data=DataOptions(limit=40, calib_images=24),
     measure=MeasureOptions(seconds=0.1, min_rounds=8, parity_images=4),
@@ -52,8 +52,10 @@ def test_every_precision_and_lever_has_its_row_with_a_measured_accuracy(finished
         assert accuracy is not None
         assert accuracy.drop is not None
         assert accuracy.drop < 20
+    for stage in ("fp16", "int8", "fp8"):
         assert rows[stage].latency_ms is not None
-    assert any(stage.startswith("tokens:r=") for stage in rows)
+    assert rows["bf16"].verdict is Verdict.UNKNOWN, "its accuracy is emulated; no kernel here tells its speed"
+    assert "speed was not measured" in rows["bf16"].reason
     assert any("emulation" in note for note in rows["fp16"].notes), (
         "half precision is judged as a GPU rounds it"
     )
@@ -68,8 +70,10 @@ def test_a_lever_that_finds_nothing_to_move_says_so(finished: Run) -> None:
 
 def test_the_search_leaves_its_curve_beside_the_ledger(finished: Run) -> None:
     row = rows_of(finished)["int8:onnxruntime"]
-    assert (finished.folder / "search-onnxruntime.json").is_file()
-    assert "sensitivit" in (finished.folder / "report.html").read_text().lower()
+    found = load_found(finished.folder / "search-onnxruntime.json")
+    assert found.trials
+    assert found.metric == "top1"
+    assert found.reason in (finished.folder / "report.md").read_text()
     if row.artifact is not None:
         assert any(note.startswith("searched in") for note in row.notes)
 
@@ -111,7 +115,7 @@ def test_a_set_that_all_images_refuse_is_followed_by_a_more_careful_one(
     assert first.verdict is Verdict.REJECTED
     second = rows["int8:onnxruntime:2"]
     assert len(refused) >= 2
-    assert refused[0] == []
+    assert refused[0] == ()
     assert len(refused[1]) == 1  # type: ignore[arg-type]
     if second.artifact is not None and first.artifact is not None:
         assert second.artifact.sha256 != first.artifact.sha256
@@ -125,7 +129,7 @@ def always_faster(self: Reference, artifacts: dict[str, Artifact]) -> dict[str, 
     return {name: Speed(2.0, 1.9, 2.1, 1.0, 2.0) for name in artifacts}
 
 
-def test_without_images_half_precision_is_unknown_unless_random_ones_are_allowed(tmp_path: Path) -> None:
+def test_without_images_half_precision_is_unknown_and_says_how_to_go_on(tmp_path: Path) -> None:
     import shutil
 
     (tmp_path / "images").mkdir()
@@ -136,12 +140,6 @@ def test_without_images_half_precision_is_unknown_unless_random_ones_are_allowed
     ]
     assert row.verdict is Verdict.UNKNOWN
     assert "--allow-random" in row.reason
-    allowed = replace(recipe, half=HalfOptions(images=2, allow_random=True))
-    row = rows_of(pipeline.optimize(MODEL, data=tmp_path / "images", out=tmp_path / "b", recipe=allowed))[
-        "fp16"
-    ]
-    assert row.accuracy is not None
-    assert any("random" in note for note in row.notes)
 
 
 def test_a_smaller_input_is_measured_chosen_and_served_at_its_own_size(tmp_path: Path) -> None:

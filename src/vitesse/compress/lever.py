@@ -29,6 +29,7 @@ class Situation:
     store: where to put what is made.
     model: what the user named (a path or a name that can be exported again), or None for a file that is ONNX only.
     source: how it was exported.
+    lower: rewrites (`lowering.REWRITES`) that a graph exported anew needs as well.
     """
 
     artifact: Artifact
@@ -36,6 +37,7 @@ class Situation:
     store: Store
     model: str | Path | None = None
     source: SourceOptions | None = None
+    lower: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ def lever_rows(course: Course, graph: Artifact) -> Generator[Row, None, Artifact
             course.folder.store,
             course.model,
             course.recipe.source,
+            course.recipe.lower,
         )
         try:
             variants = lever(name)(situation)

@@ -135,9 +135,12 @@ def _exported(situation: Situation, size: Size) -> Built:
         ) from error
     cleaned = stages.clean(exported, situation.store)
     fused = stages.fuse(cleaned.artifact, situation.store)
-    content = fused.artifact.path.read_bytes()
+    graph = fused.artifact
+    if situation.lower:
+        graph = stages.lower(graph, situation.lower, situation.store).artifact
+    content = graph.path.read_bytes()
     provenance = Provenance(_stage(size), artifact.sha256)
-    made = situation.store.put(content, fused.artifact.spec, provenance, suffix=".onnx")
+    made = situation.store.put(content, graph.spec, provenance, suffix=".onnx")
     notes = (f"exported again for images of {size[0]}×{size[1]}, cleaned and fused", *_stretched(artifact))
     return Built(made, {**cleaned.changes, **fused.changes}, notes)
 

@@ -92,7 +92,7 @@ class _Ways:
             on_trial=lambda trial: self.course.progress.advance(),
             on_plan=self._tell,
             variants={name: partial(self.subject, one) for name, one in options.items() if name != first},
-            refused=refused,
+            refused=tuple(refused),
         )
         found = replace(found, variant=found.variant or first)
         self.trials.finish(found.to_json(), *key)
