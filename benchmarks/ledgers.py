@@ -22,7 +22,7 @@ from typing import Any
 
 from vitesse.ledger import Ledger, Row, load_ledger
 from vitesse.pipeline import optimize
-from vitesse.recipe import DataOptions, Recipe
+from vitesse.recipe import DataOptions, Recipe, SearchOptions
 from vitesse.report.figures import METRICS
 from vitesse.report.progress import progress_bar
 
@@ -109,7 +109,11 @@ CASES = {
         "ViT-B/16 (86 M, 224×224, random weights)",
         Path("vit_b16_random.onnx"),
         DATA / "coco_ccby/images",
-        Recipe(max_drop=100.0, data=DataOptions(limit=16, calib_images=16)),
+        Recipe(
+            max_drop=100.0,
+            data=DataOptions(limit=16, calib_images=16),
+            search=SearchOptions(images=8, minutes=4.0),
+        ),
         "Random weights: for speed only, the accuracy budget is off.",
         partial(random_vit, patch=16, hidden=768, layers=12, heads=12),
     ),

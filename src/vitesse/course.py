@@ -19,7 +19,7 @@ from vitesse.progress import Progress
 from vitesse.recipe import Recipe
 from vitesse.run import RunFolder, artifact_of, key_of
 from vitesse.stages import CalibrationFeeds
-from vitesse.verify.gate import StepKind
+from vitesse.verify.gate import Limits, StepKind
 
 
 class Course:
@@ -114,9 +114,8 @@ class Course:
         """Whether a step keeps the accuracy budget: it passed, or was rejected for its speed alone."""
         drop = None if row.accuracy is None else row.accuracy.drop
         checked = row.verdict in (Verdict.PASS, Verdict.REJECTED)
-        return (
-            checked and drop is not None and drop <= (self.recipe.max_drop if max_drop is None else max_drop)
-        )
+        limits = Limits(max_drop=self.recipe.max_drop if max_drop is None else max_drop)
+        return checked and drop is not None and limits.allow(drop)
 
     def can_lower(self, precision: str) -> bool:
         """Whether a precision was asked for and there are images to decide on."""

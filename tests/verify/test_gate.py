@@ -201,3 +201,10 @@ def test_too_few_rounds_decide_nothing() -> None:
         Verdict.UNKNOWN,
         "speed was measured in too few rounds to tell it from chance",
     )
+
+
+def test_a_drop_of_exactly_the_budget_is_inside_whatever_floats_make_of_it() -> None:
+    drop = 100 * (0.9345 - 0.9295)
+    assert drop > 0.5
+    assert Limits(max_drop=0.5).allow(drop)
+    assert not Limits(max_drop=0.5).allow(0.5001)

@@ -94,6 +94,10 @@ class Limits:
     build_min_cosine: float = 0.999
     slack: float = 0.05
 
+    def allow(self, drop: float) -> bool:
+        """Whether a drop is inside the budget; a half point computed from floats is still a half point."""
+        return drop <= self.max_drop + 1e-9
+
 
 def judge(step: Evidence, limits: Limits) -> tuple[Verdict, str]:
     """Return the verdict and the reason to print beside it."""
@@ -147,7 +151,7 @@ def _accuracy(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
     known = step.value if step.kind is StepKind.SOURCE else step.drop
     if known is None or math.isnan(known):
         return Verdict.UNKNOWN, f"accuracy is unknown: {step.accuracy_reason or 'no reason given'}"
-    if step.kind is StepKind.SOURCE or known <= limits.max_drop:
+    if step.kind is StepKind.SOURCE or limits.allow(known):
         return None
     return Verdict.REJECTED, f"loses {_points(known)} of {_metric(step)} (budget {limits.max_drop:g})"
 

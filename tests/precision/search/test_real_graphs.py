@@ -179,4 +179,6 @@ def test_what_was_asked_for_last_is_not_deleted_for_what_comes_next(
     first, second, third = (frozenset({block}) for block in vit.blocks[:3])
     for blocks in (first, second, first, third):
         vit.lowered(blocks)
-    assert vit.lowered(first).path.is_file(), "a race asks for old sets and new ones, and needs the files of all"
+    assert vit.lowered(first).path.is_file(), (
+        "a race asks for old sets and new ones, and needs the files of all"
+    )
