@@ -1,10 +1,10 @@
 """Vitesse's choice beside what else one could run: ViT-B/16 and DETR-R50 with random weights, batch 1, this CPU.
 
     python benchmarks/peers.py vit_b16 detr_r50 [--seconds S] [--run FOLDER] [--nncf PYTHON]
-    python benchmarks/peers.py [NAME …] --table
+    python benchmarks/peers.py --table
 
 The first measures all candidates of a model in one interleaved run, as docs/benchmarking.md says, and writes
-benchmarks/results/peers_NAME.json: raw samples, environment, operator profiles. The second prints the tables.
+benchmarks/results/peers_NAME.json: raw samples, environment, operator profiles. The second writes docs/peers.md from them.
 All get the same images and as many threads. Needs torch and a C++ compiler (torch.compile); NNCF may live in a Python
 of its own (`--nncf`). Before every block the protocol waits until the process is idle: the threads of torch and ONNX
 Runtime go on spinning after a call, and would take the cores from whoever is next. A candidate that fails is named
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from peers_candidates import PEERS, Setting, opened
 from peers_models import MODELS, PeerModel, random_images
-from peers_table import BASELINE, OURS, tables
+from peers_table import BASELINE, OURS, PAGE, RESULTS, page_with_tables, tables
 
 from vitesse.artifact import Artifact
 from vitesse.benchmark.latency import interleave
@@ -36,13 +36,14 @@ from vitesse.export.torch_onnx import trace
 from vitesse.metadata import serialise
 from vitesse.pipeline import optimize
 from vitesse.profile.operators import profile
-from vitesse.recipe import DataOptions, Recipe
+from vitesse.recipe import DataOptions, Recipe, SearchOptions
 from vitesse.run import Run, load_options, open_run
 from vitesse.stages import CalibrationFeeds, open_model
 
-RESULTS = Path(__file__).resolve().parent / "results"
 # Random weights: only speed is compared, so that the accuracy budget is off.
-RECIPE = Recipe(max_drop=100.0, data=DataOptions(limit=8, calib_images=8))
+RECIPE = Recipe(
+    max_drop=100.0, data=DataOptions(limit=8, calib_images=8), search=SearchOptions(images=4, minutes=3.0)
+)
 PROFILE_RUNS = 5
 
 
@@ -61,12 +62,14 @@ def main() -> None:
     names = given.names or list(MODELS)
     if given.run and len(names) != 1:
         parser.error("--run belongs to one model: name it")
+    if given.table:
+        PAGE.write_text(page_with_tables(PAGE.read_text()))
+        return
     for name in names:
-        if not given.table:
-            with tempfile.TemporaryDirectory(prefix="vitesse-") as folder:
-                found = measure(name, Path(folder), given.seconds, given.run, given.nncf)
-            result(name).write_text(json.dumps(found) + "\n")
-        print(tables(json.loads(result(name).read_text())))
+        with tempfile.TemporaryDirectory(prefix="vitesse-") as folder:
+            found = measure(name, Path(folder), given.seconds, given.run, given.nncf)
+        result(name).write_text(json.dumps(found) + "\n")
+        print(tables(found))
 
 
 def result(name: str) -> Path:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vitesse.benchmark.latency import latency_of, ratio_of
 
+RESULTS = Path(__file__).resolve().parent / "results"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "peers.md"
+BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
 OURS = "Vitesse"
 BASELINE = "ONNX Runtime default, FP32"
 _OPERATORS = 8
+
+
+def page_with_tables(page: str) -> str:
+    """The page with the tables of the committed results between its marks."""
+    before, _, rest = page.partition(BEGIN)
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("peers_*.json"), reverse=True)]
+    made = "\n".join(tables(one) for one in found) or "not run\n"
+    return f"{before}{BEGIN}\n\n{made}\n{END}{rest.partition(END)[2]}"
 
 
 def tables(found: Mapping[str, Any]) -> str:

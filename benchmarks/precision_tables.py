@@ -54,6 +54,7 @@ def variant(title: str, note: str = "", **sizes: int) -> Case:
 
 
 EXAMPLES = ROOT / "examples/fashion"
+BUDGET_OFF = "The accuracy budget is off, so that every setting is measured."
 DETECTORS = {
     "detr_fashion": Case(
         "DETR (3.2 M, 256×256)",
@@ -75,6 +76,20 @@ DETECTORS = {
         DATA / "detr_fashion",
         recipe("detr_levers", spec=str(EXAMPLES / "detr.toml")),
     ),
+    "detr_decoder": Case(
+        "DETR, every number of decoder layers",
+        EXAMPLES / "detr_fashion.onnx",
+        DATA / "detr_fashion",
+        recipe("every_setting", levers=("decoder",)),
+        BUDGET_OFF,
+    ),
+    "deimv2_queries": Case(
+        "DEIMv2-Atto, every number of queries",
+        DATA / "deimv2/deimv2_hgnetv2_atto_coco.onnx",
+        DATA / "coco_ccby",
+        recipe("every_setting", levers=("queries",), preset="deimv2"),
+        BUDGET_OFF,
+    ),
 }
 CLASSIFIERS = {
     "vit_fashion": Case(
@@ -85,6 +100,20 @@ CLASSIFIERS = {
         DATA / "vit_fashion/vit_fashion.npz",
         DATA / "vit_fashion",
         recipe("vit_levers", spec=str(EXAMPLES / "vit.toml")),
+    ),
+    "vit_size": Case(
+        "ViT, every input size",
+        DATA / "vit_fashion/vit_fashion.npz",
+        DATA / "vit_fashion",
+        recipe("every_setting", levers=("size",), spec=str(EXAMPLES / "vit.toml")),
+        BUDGET_OFF,
+    ),
+    "vit_tokens": Case(
+        "ViT, every rate of merging tokens",
+        EXAMPLES / "vit_fashion.onnx",
+        DATA / "vit_fashion",
+        recipe("every_setting", levers=("tokens",)),
+        BUDGET_OFF,
     ),
 }
 VARIANTS = {

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vitesse.ledger import Ledger, Row, Verdict
+from vitesse.verify.gate import Limits
 
 LABELLED = ("coco_ap", "top1")
 # How `precision.quantize` begins the name of the count among a row's changes.
@@ -74,7 +75,7 @@ def judged(target: Target, ledger: Ledger | None) -> Judged:
     if not enough:
         return Judged(target, max(rows, key=lambda row: share_of(row) or 0), False)
     best = min(enough, key=lambda row: (_drop(row), row.verdict is not Verdict.PASS))
-    return Judged(target, best, _drop(best) <= target.max_drop)
+    return Judged(target, best, Limits(max_drop=target.max_drop).allow(_drop(best)))
 
 
 def target_table(ledgers: Mapping[str, Ledger], titles: Mapping[str, str]) -> str:

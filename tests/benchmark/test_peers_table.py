@@ -103,3 +103,11 @@ def test_the_conditions_stand_above(table: ModuleType) -> None:
     busy = found(table)
     busy["latency"]["foreign_cores"] = None
     assert "other processes took unknown" in table.tables(busy)
+
+
+def test_the_page_is_made_from_the_committed_results(table: ModuleType) -> None:
+    page = table.PAGE.read_text()
+    assert page == table.page_with_tables(page), "run `python benchmarks/peers.py --table`"
+    assert page != table.page_with_tables(page.replace(table.END, "")), (
+        "a page without marks is not taken for equal"
+    )

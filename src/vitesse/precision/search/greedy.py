@@ -37,7 +37,7 @@ SIMILAR_ERROR = 1.25
 
 
 @dataclass
-class Course:
+class Exploration:
     """One search on its way: what is known about the blocks, and which set is the best so far."""
 
     ways: Mapping[str, Callable[[], Subject]]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from vitesse.precision.search.found import Blocks, Found, Trial
-from vitesse.precision.search.greedy import Course
+from vitesse.precision.search.greedy import Exploration
 from vitesse.precision.search.measuring import Clock, Measuring
 from vitesse.precision.search.outcome import outcome_of
 from vitesse.precision.search.plan import SENSING, Plan, plan_for
@@ -48,8 +48,8 @@ def search(
     # The race that decides at the end belongs to the minutes, too.
     until = began + max(0.0, 60 * options.minutes - subject.pace.race_s)
     measuring = Measuring(trials, until, on_trial, clock)
-    course = Course(
+    exploration = Exploration(
         ways, plan, measuring, max_drop, frozenset(refused), began + SENSING * 60 * options.minutes
     )
-    course.explore()
-    return outcome_of(course, clock() - began)
+    exploration.explore()
+    return outcome_of(exploration, clock() - began)
