@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -228,7 +228,11 @@ def in_cell(text: str) -> str:
 
 
 def environment_line(ledger: Ledger) -> str:
-    found = ledger.environment
+    return environment_text(ledger.environment)
+
+
+def environment_text(found: Mapping[str, Any]) -> str:
+    """Processor, versions and day in one line, from what `vitesse.environment.describe` found."""
     cpu, packages = found["cpu"], found["packages"]
     flags = [
         flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in cpu["flags"]
@@ -260,9 +264,18 @@ def readme_with_table(readme: str) -> str:
     """Return the README with the summary between its markers."""
     environment = environment_line(next(iter(ledgers()))[1])
     said = f"Measured with `python benchmarks/ledgers.py` on {environment} ([every step](docs/results.md)):"
-    block = f"{said}\n\n{summary_table()}"
-    pattern = r"(<!-- results:begin -->\n).*?(<!-- results:end -->)"
-    return re.sub(pattern, lambda found: f"{found[1]}{block}\n{found[2]}", readme, flags=re.DOTALL)
+    return with_section(readme, "results", f"{said}\n\n{summary_table()}")
+
+
+def with_section(page: str, name: str, text: str) -> str:
+    """Return the page with `text` between its markers NAME:begin and NAME:end; ends the command where they lack."""
+    pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
+    made, found = re.subn(
+        pattern, lambda marks: f"{marks[1]}{text}\n{marks[2]}", page, count=1, flags=re.DOTALL
+    )
+    if not found:
+        raise SystemExit(f"the page lacks <!-- {name}:begin --> and <!-- {name}:end -->, one below the other")
+    return made
 
 
 def write_tables() -> None:

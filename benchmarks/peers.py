@@ -4,7 +4,7 @@
     python benchmarks/peers.py --table
 
 The first measures all candidates of a model in one interleaved run, as docs/benchmarking.md says, and writes
-benchmarks/results/peers_NAME.json: raw samples, environment, operator profiles. The second writes docs/peers.md from them.
+benchmarks/results/peers_NAME.json: raw samples, environment, operator profiles. The second writes docs/peers.md.
 All get the same images and as many threads. Needs torch and a C++ compiler (torch.compile); NNCF may live in a Python
 of its own (`--nncf`). Before every block the protocol waits until the process is idle: the threads of torch and ONNX
 Runtime go on spinning after a call, and would take the cores from whoever is next. A candidate that fails is named
@@ -36,13 +36,16 @@ from vitesse.export.torch_onnx import trace
 from vitesse.metadata import serialise
 from vitesse.pipeline import optimize
 from vitesse.profile.operators import profile
-from vitesse.recipe import DataOptions, Recipe, SearchOptions
+from vitesse.recipe import DataOptions, MeasureOptions, Recipe, SearchOptions
 from vitesse.run import Run, load_options, open_run
 from vitesse.stages import CalibrationFeeds, open_model
 
 # Random weights: only speed is compared, so that the accuracy budget is off.
 RECIPE = Recipe(
-    max_drop=100.0, data=DataOptions(limit=8, calib_images=8), search=SearchOptions(images=4, minutes=3.0)
+    max_drop=100.0,
+    data=DataOptions(limit=4, calib_images=8),
+    search=SearchOptions(images=4, minutes=1.5),
+    measure=MeasureOptions(seconds=2.0, parity_images=4),
 )
 PROFILE_RUNS = 5
 

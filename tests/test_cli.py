@@ -1,12 +1,15 @@
 import argparse
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
+from fashion import FOLDER, VIT
 from vitesse import cli
 from vitesse.cli import main
 from vitesse.cli.optimize import recipe_from
@@ -157,3 +160,58 @@ def test_a_preset_beside_a_source_that_knows_itself_is_refused(
 ) -> None:
     assert main(["export", "x.npz", "--preset", "vit", "-o", str(tmp_path / "out.onnx")]) == 2
     assert "give --spec spec.toml to feed it otherwise" in capsys.readouterr().err
+
+
+def test_quantize_writes_a_file_for_every_runtime_and_names_the_blocks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "vit.int8.onnx"
+    command = [
+        "quantize",
+        str(VIT),
+        "--data",
+        str(FOLDER / "vit"),
+        "--method",
+        "entropy",
+        "--calib-images",
+        "8",
+    ]
+    assert main([*command, "--keep", "blocks.0.mlp", "-o", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "Linear to INT8: 34" in said
+    assert "blocks: blocks.0.attention, blocks.0.mlp" in said
+    model = onnx.load(out)
+    zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    assert zeros
+    for name in zeros:
+        assert stored[name].data_type == onnx.TensorProto.INT8
+        assert not onnx.numpy_helper.to_array(stored[name]).any()
+
+
+def test_quantize_refuses_what_it_cannot_do_and_leaves_an_older_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "older.onnx"
+    out.write_text("precious")
+    command = ["quantize", str(VIT), "--data", str(FOLDER / "vit"), "--calib-images", "4", "-o", str(out)]
+    assert main([*command, "--keep", "neck"]) == 2
+    assert "no block 'neck' to keep" in capsys.readouterr().err
+    assert main([*command, "--method", "guess"]) == 2
+    assert "int8.method = 'guess'" in capsys.readouterr().err
+    assert out.read_text() == "precious"
+
+
+def test_diagnose_ends_with_0_for_a_healthy_model_and_1_for_a_broken_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--against", str(VIT), "--data", str(FOLDER / "vit" / "val"), "--images", "2"]
+    assert main(["diagnose", str(VIT), *arguments]) == 0
+    model = onnx.load(VIT)
+    norm = next(node for node in model.graph.node if node.op_type == "LayerNormalization")
+    epsilon = next(entry for entry in norm.attribute if entry.name == "epsilon")
+    epsilon.f = 10.0
+    onnx.save(model, tmp_path / "broken.onnx")
+    capsys.readouterr()
+    assert main(["diagnose", str(tmp_path / "broken.onnx"), *arguments, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["cause"] == "epsilon"
