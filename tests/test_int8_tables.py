@@ -192,7 +192,7 @@ def test_a_form_that_computes_something_else_has_no_speed(forms: ModuleType) -> 
             forms.check_agreement({"onnxruntime: float32": right, "openvino: b": wrong})
 
 
-def test_the_symmetric_form_before_a_relu_computes_the_same_as_behind_it_at_every_convolution(
+def test_each_form_of_the_convolutions_rounds_where_its_name_says(
     forms: ModuleType,
 ) -> None:
     graphs = forms.convolutions(32, 16, 6, 8).graphs
