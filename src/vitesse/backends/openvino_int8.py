@@ -74,7 +74,7 @@ def quantize(
         ) from error
     kinds = [node.get_type_name() for node in quantized.get_ops()]
     options = {"images": str(images), "nncf": nncf.__version__, "ignored": ",".join(ignored)}
-    provenance = Provenance("int8:openvino", artifact.sha256, options)
+    provenance = Provenance("nncf:openvino", artifact.sha256, options)
     packed = pack_ir(quantized)
     stored = store.put(packed, artifact.spec, provenance, backend="openvino", suffix=IR_SUFFIX)
     return Built(stored, {"FakeQuantize": kinds.count("FakeQuantize")})
