@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vitesse.artifact import Artifact
-from vitesse.assess import Assessor, Step
+from vitesse.assess import SPEED_FIELDS, Assessor, Step
 from vitesse.backends.protocol import Built, LoadOptions
 from vitesse.choice import Accepted
 from vitesse.data.dataset import Dataset
@@ -20,6 +20,8 @@ from vitesse.recipe import Recipe
 from vitesse.run import RunFolder, artifact_of, key_of
 from vitesse.stages import CalibrationFeeds
 from vitesse.verify.gate import Limits, StepKind
+
+NOTHING_MADE = dict.fromkeys(("artifact", "accuracy", "parity", *SPEED_FIELDS), "the step made no file")
 
 
 class Course:
@@ -95,7 +97,7 @@ class Course:
             try:
                 row = self.assessor.assess(Step(stage, kind, make(), chosen, before, reference, max_drop))
             except (BackendError, ModelError) as error:
-                row = Row(stage, Verdict.FAIL, str(error), unmeasured={"artifact": "the step made none"})
+                row = Row(stage, Verdict.FAIL, str(error), unmeasured=NOTHING_MADE)
             self.folder.finish(key, row)
         if row.verdict is Verdict.PASS:
             candidate = Candidate(self.artifact(row), chosen)
@@ -104,7 +106,7 @@ class Course:
 
     def left_out(self, stage: str, verdict: Verdict, reason: str) -> Row:
         """Return a row for a step that made nothing, with the reason."""
-        return self._told(Row(stage, verdict, reason, unmeasured={"artifact": "the step made none"}))
+        return self._told(Row(stage, verdict, reason, unmeasured=NOTHING_MADE))
 
     def artifact(self, row: Row) -> Artifact:
         """Return the artifact of a row, checked."""
