@@ -47,13 +47,13 @@ class Judged:
 def precision_of(stage: str) -> str:
     """The numbers a step computes with, by its name: FP32, FP16, BF16, INT8 or FP8.
 
-    What the search finds is INT8 unless its name says otherwise.
+    What a runtime's own quantiser makes, `nncf:openvino`, is INT8.
     """
     parts = re.split("[:+]", stage)
     for name in ("fp16", "bf16", "fp8", "int8"):
         if name in parts:
             return name.upper()
-    return "INT8" if parts[0] == "search" else "FP32"
+    return "INT8" if parts[0] == "nncf" else "FP32"
 
 
 def share_of(row: Row) -> int | None:
