@@ -280,7 +280,16 @@ def test_recipes_try_every_precision_and_each_is_used(tables: ModuleType) -> Non
     assert used["detr_levers"].levers == ("size", "decoder", "queries")
     assert used["vit_levers"].levers == ("size", "tokens")
     assert all(used[name] == recipes["vit_variant"] for name in tables.VARIANTS)
-    assert set(recipes) == {name for name in used if name not in tables.VARIANTS} | {"vit_variant"}
+    single = {
+        "detr_decoder": "decoder",
+        "deimv2_queries": "queries",
+        "vit_size": "size",
+        "vit_tokens": "tokens",
+    }
+    assert {name: used[name].levers for name in single} == {name: (one,) for name, one in single.items()}
+    assert all(used[name].max_drop == recipes["every_setting"].max_drop == 100 for name in single)
+    others = {name for name in used if name not in tables.VARIANTS and name not in single}
+    assert set(recipes) == others | {"vit_variant", "every_setting"}
 
 
 def test_seconds_and_limit_replace_those_of_the_recipe(tables: ModuleType) -> None:
