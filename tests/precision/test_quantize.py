@@ -275,7 +275,8 @@ def test_the_whole_vit_is_a_quarter_of_the_size_close_and_keeps_its_modules(vit:
     built = quantize(source, Store(folder), names, ranges, PLAIN)
     assert built.artifact.bytes < 0.35 * source.bytes
     assert built.artifact.spec == source.spec == open_model(built.artifact.path).spec
-    assert built.changes["percent of Conv and Linear operations in INT8"] == 98
+    # 97.9 %, and never said to be more than it is.
+    assert built.changes["percent of Conv and Linear operations in INT8"] == 97
     model = onnx.load(built.artifact.path)
     for node, place in zip(model.graph.node, modules_of(model).places, strict=True):
         if node.op_type == "QuantizeLinear":
