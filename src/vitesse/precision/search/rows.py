@@ -46,7 +46,7 @@ def searched_rows(course: Course, graph: Artifact, runtime: str, reference: Arti
                 yield course.left_out(stage, Verdict.UNKNOWN, str(error))
                 return
             if not found.chosen:
-                yield course.left_out(stage, Verdict.REJECTED, found.reason)
+                yield course.left_out(stage, Verdict.REJECTED, found.reason.removeprefix("rejected: "))
                 return
             make = partial(ways.make, found)
             row = course.step(stage, StepKind.PRECISION, graph, make, reference=reference)
