@@ -303,24 +303,6 @@ def test_a_set_that_validation_refuses_is_followed_by_more_careful_ones_until_on
     assert len(subject.scored) == len(set(subject.scored))
 
 
-def test_the_next_more_careful_set_comes_from_the_costs_and_ends(tmp_path: Path) -> None:
-    subject = _liar()
-    found = _search(subject, tmp_path, refused=[frozenset(HARD)])
-    after: Blocks | None = found.chosen
-    seen = []
-    while after is not None:
-        seen.append(after)
-        after = found.next_more_careful(after)
-        assert after is None or subject.true_drop(after) <= 0.75 * subject.true_drop(seen[-1])
-    assert len(seen) > 3
-    assert subject.true_drop(seen[-1]) <= MAX_DROP
-
-
-def test_without_known_costs_there_is_no_more_careful_set(tmp_path: Path) -> None:
-    found = _search(_subject({"a": (0.0, 10), "b": (0.0, 10)}), tmp_path)
-    assert found.next_more_careful(found.chosen) is None
-
-
 def test_what_was_found_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     found = _search(_subject(HARD), tmp_path / "trials")
     assert load_found(found.save(tmp_path)) == found

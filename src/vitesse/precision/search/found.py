@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from vitesse.errors import RunFolderError
-from vitesse.precision.search.knapsack import best_within
 from vitesse.storage import write_atomically
 
 SCHEMA = 1
-# After a refusal the next set has to promise this share of the refused one's cost: a step that one sees beyond noise.
-CAREFUL = 0.75
 
 Blocks = frozenset[str]
 
@@ -113,19 +110,6 @@ class Found:
     estimate_s: float
     seconds: float
     notes: tuple[str, ...] = ()
-
-    def next_more_careful(self, after: Blocks) -> Blocks | None:
-        """Return the fastest part of `after` that promises at most three quarters of its cost; None where none is left.
-
-        For when all validation images refuse what the search images let pass. It is an estimate from the
-        sensitivities; where they were not needed (the first trial was good enough) or are not known, search again with
-        `refused`, which measures them.
-        """
-        known = {one.block: one for one in self.sensitivities if one.block in after and one.score is not None}
-        cost = {name: one.score.error**2 for name, one in known.items() if one.score is not None}
-        gain = {name: one.gained_ms or 0.0 for name, one in known.items()}
-        left = best_within(cost, gain, CAREFUL * sum(cost.values())) if cost else frozenset()
-        return left if left and left != after else None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values; sets of blocks as sorted lists."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from vitesse.precision.search.found import CAREFUL, Blocks, Speed, Trial
+from vitesse.precision.search.found import Blocks, Speed, Trial
 from vitesse.precision.search.knapsack import best_within
 from vitesse.precision.search.measuring import Measuring, OutOfTime
 from vitesse.precision.search.plan import REFINEMENTS, Plan
@@ -32,6 +32,8 @@ SLOWER = 0.005
 HOPE = 1.3
 PROPOSALS = 3
 FINALISTS = 4
+# After a refusal the next set has to promise this share of the refused one's cost: a step that one sees beyond noise.
+CAREFUL = 0.75
 # Another number that is faster may have this much more error before accuracy counts for more.
 SIMILAR_ERROR = 1.25
 
