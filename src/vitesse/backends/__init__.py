@@ -31,6 +31,24 @@ TABLE: Mapping[str, Entry] = {
     "openvino": Entry(
         "vitesse.backends.openvino", "OpenVinoBackend", "openvino", "pip install 'vitesse[openvino]'"
     ),
+    "cuda": Entry(
+        "vitesse.backends.onnxruntime_cuda",
+        "OnnxRuntimeCudaBackend",
+        "cuda.bindings",
+        "pip install 'vitesse[cuda]' (and no other build of onnxruntime beside it)",
+    ),
+    "tensorrt": Entry(
+        "vitesse.backends.tensorrt.backend",
+        "TensorRtBackend",
+        "tensorrt",
+        "pip install 'vitesse[gpu]' tensorrt",
+    ),
+    "tensorrt-rtx": Entry(
+        "vitesse.backends.tensorrt.backend",
+        "TensorRtRtxBackend",
+        "tensorrt_rtx",
+        "pip install 'vitesse[tensorrt-rtx]'",
+    ),
 }
 
 # Runtimes with an INT8 of their own: a function `quantize(artifact, store, feeds, *, ignored, images) -> Built`.
@@ -45,6 +63,9 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime", "openvino"),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
+    "cuda": ("cuda",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx",),
 }
 
 
@@ -77,7 +98,7 @@ def quantizer(name: str) -> Callable[..., Built]:
 
 
 def _named(entry: Entry, purpose: str) -> Any:
-    if find_spec(entry.package) is None:
+    if not _installed(entry.package):
         raise MissingExtra(f"{entry.package} is not installed", expected=f"it, for {purpose}", fix=entry.pip)
     try:
         module = import_module(entry.module)
@@ -88,6 +109,13 @@ def _named(entry: Entry, purpose: str) -> Any:
             fix=entry.pip.replace("pip install", "pip install --force-reinstall"),
         ) from error
     return getattr(module, entry.name)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the parent of a dotted name is not there
+        return False
 
 
 def available() -> dict[str, Availability]:
@@ -120,4 +148,4 @@ def targets(target: str) -> tuple[str, ...]:
             fix="see `vitesse doctor` for what works here",
         )
     names = TARGETS[target]
-    return names if len(names) == 1 else tuple(name for name in names if find_spec(TABLE[name].package))
+    return names if len(names) == 1 else tuple(name for name in names if _installed(TABLE[name].package))

@@ -44,6 +44,8 @@ class LoadOptions:
     `emulate` rounds FP16 and BF16 as the graph says, where the runtime would compute in float32: for judging numbers.
     `profile_to` is a path prefix for the runtime's own operator profile.
     `sessions` is how many sessions will run at once, for runtimes that must know it when they compile.
+    `device` is the number of the GPU; `cuda_graph` replays the calls of one shape as one CUDA graph where the runtime
+    can; `memory_bytes` caps the device memory that the sessions of one engine take besides the weights; 0 = no cap.
     """
 
     threads: int = 0
@@ -52,6 +54,9 @@ class LoadOptions:
     emulate: bool = False
     profile_to: str = ""
     sessions: int = 1
+    device: int = 0
+    cuda_graph: bool = True
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT for RTX: one builder and one session for both, told apart by what a module has."""
