@@ -14,6 +14,27 @@ def milliseconds(text: str) -> float:
     return float(found[1]) * (1000 if found[2] == "s" else 1)
 
 
+def bytes_of(text: str) -> int:
+    """Parse `4GiB`, `512MiB`, `1.5GB` or `1048576` (bytes): powers of 1024 with an i, of 1000 without."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", text, re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in memory; write 4GiB or 512MiB")
+    power = "KMGT".find(found[2].upper()) + 1 if found[2] else 0
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def batch_range(text: str) -> tuple[int, int, int]:
+    """Parse `1..8` (smallest and largest batch, best at the largest), `1..4..8` (best at 4) or `8` (only that)."""
+    parts = [part.strip() for part in text.split("..")]
+    if not (1 <= len(parts) <= 3 and all(part.isdecimal() for part in parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of batch sizes; write 1..8 or 1..4..8")
+    sizes = [int(part) for part in parts]
+    least, best, most = sizes[0], sizes[min(1, len(sizes) - 1)], sizes[-1]
+    if not 1 <= least <= best <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} does not rise from 1; write 1..8 or 1..4..8")
+    return least, best, most
+
+
 def height_width(text: str) -> list[int]:
     """Parse `800x1333`, height × width in pixels."""
     found = re.fullmatch(r"(\d+)[x×](\d+)", text)
