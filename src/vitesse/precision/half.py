@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -54,6 +55,39 @@ def to_half(
         DataError: `feeds` is empty.
         ModelError: the graph is not valid, or has local functions.
     """
+    found = find_islands(artifact, feeds, options, number=number, normalise_in_fp32=normalise_in_fp32)
+    return write_half(artifact, store, found, options)
+
+
+@dataclass(frozen=True, eq=False)
+class Islands:
+    """Which nodes of a graph stay in FP32.
+
+    Args:
+        graph: the float32 graph, whose nodes are named.
+        found: node name → why, and what was measured with these islands.
+        notes: about the images that decided.
+    """
+
+    graph: HalfGraph
+    found: Found
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the nodes in FP32, in the graph's order; other graphs made from the same one name them so, too."""
+        return tuple(self.found.islands)
+
+
+def find_islands(
+    artifact: Artifact,
+    feeds: Iterable[Tensors] | None,
+    options: HalfOptions,
+    *,
+    number: str = "fp16",
+    normalise_in_fp32: bool = False,
+) -> Islands:
+    """Find the nodes that have to stay in FP32; arguments and errors are those of `to_half`."""
     if number not in HALF_TYPES:
         raise UsageError(f"half precision {number!r}", expected=f"one of {', '.join(HALF_TYPES)}")
     images, notes = _images(artifact, feeds, options, number)
@@ -66,11 +100,16 @@ def to_half(
     # Where nothing comes near the limit, a nearer one changes nothing, and trials are faster without.
     headroom = 2.0 ** int(np.log2(options.headroom)) if suspected else 1.0
     trials = Trials(graph, samples, headroom=headroom, most=MOST_TRIALS)
-    found = search(graph, trials, suspected, activations)
+    return Islands(graph, search(graph, trials, suspected, activations), notes)
+
+
+def write_half(artifact: Artifact, store: Store, islands: Islands, options: HalfOptions) -> Built:
+    """Write the graph with islands that were found for it; what is returned is described at `to_half`."""
+    graph, found = islands.graph, islands.found
     model = graph.written(found.islands, keep_io=options.keep_io)
-    provenance = Provenance(number, artifact.sha256, {"headroom": f"{options.headroom:g}"})
+    provenance = Provenance(graph.number, artifact.sha256, {"headroom": f"{options.headroom:g}"})
     made = store.put(serialise(model, artifact.spec), artifact.spec, provenance, suffix=".onnx")
-    return Built(made, _changes(graph, found, model), (*notes, *_told(graph, found)))
+    return Built(made, _changes(graph, found, model), (*islands.notes, *_told(graph, found)))
 
 
 def _images(

@@ -29,6 +29,8 @@ HALF_TYPES: Mapping[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir
 _SCHEMA_NAMES = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(bfloat16)"}
 # They answer the same for a tensor of any float type.
 _INDIFFERENT = frozenset({"Cast", "Shape", "Size"})
+# Operator → place of the input whose type its result has; from opset 23 on the schema no longer says so.
+_FOLLOWED = {"DequantizeLinear": 1}
 
 
 class HalfGraph:
@@ -94,7 +96,8 @@ class HalfGraph:
         seen: set[str] = set()
         for at, node in enumerate(self._model.graph):
             if not node.name or node.name in seen:
-                node.name = f"{node.op_type}_{at}"
+                # Not by its place: the same graph with Q/DQ pairs in it has the same names.
+                node.name = f"{node.op_type}_{next((one.name for one in node.outputs if one.name), at)}"
             seen.add(node.name)
 
 
@@ -203,6 +206,8 @@ def _answer_in(node: ir.Node, half: ir.DataType) -> None:
     """Change the attribute that says which type the node makes."""
     if node.op_type == "Cast":
         node.attributes["to"] = ir.AttrInt64("to", int(half))
+    elif "output_dtype" in node.attributes and node.op_type in _FOLLOWED:
+        node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", int(half))
     elif node.op_type == "ConstantOfShape":
         value = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1)
         node.attributes["value"] = ir.AttrTensor(
@@ -225,6 +230,8 @@ def _slots(node: ir.Node, half: ir.DataType, opset: int) -> tuple[frozenset[int]
         # A type that no input binds is an attribute's: the accumulator of LayerNormalization, say, stays FP32.
         bound = allowed if node.op_type == "ConstantOfShape" else allowed & {*read.values()}
     reads = frozenset(place for place, variable in read.items() if variable in bound)
+    if node.op_type in _FOLLOWED:
+        return reads, frozenset(answered) if _FOLLOWED[node.op_type] in reads else frozenset()
     return reads, frozenset(place for place, variable in answered.items() if variable in bound)
 
 
