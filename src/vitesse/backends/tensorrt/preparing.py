@@ -1,0 +1,99 @@
+"""A graph before it is built: what TensorRT takes and computes wrongly, or what one GPU cannot compile, is found first.
+
+Operators alone tell little here: a machine that builds for other GPUs cannot run them. What stands here was seen when
+whole graphs were compiled; docs/tensorrt.md has the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import onnx
+import onnx_ir as ir
+
+from vitesse.artifact import Artifact, Provenance, Store
+from vitesse.backends.protocol import Built
+from vitesse.fusion.shapes import infer_shapes
+from vitesse.lowering import rewrite_of
+from vitesse.lowering.lower import lower_model
+from vitesse.metadata import serialise
+from vitesse.sources.onnx_file import load_onnx
+
+# Compute capability 7.5 (Turing) has tensor cores for FP16 and INT8; TensorRT for RTX 1.7 compiles no FP32 product of
+# matrices for it, and nothing in BF16. Convolutions in FP32 it does compile.
+TURING = "sm75"
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Attention"})
+
+
+def prepared(artifact: Artifact, store: Store, *, name: str, distrusts: Collection[str]) -> Built:
+    """Rewrite what the runtime `name` computes wrongly (`distrusts`) and Attention in FP32, for which it has no kernel.
+
+    Returns:
+        The artifact itself where nothing had to be rewritten; otherwise a new one in `store`, and why.
+
+    Raises:
+        ModelError: the file is not whole and valid. NotVerified: a rewrite broke the graph's contract.
+    """
+    model = load_onnx(artifact.path)
+    reasons = _needed(model, name, distrusts)
+    if not reasons:
+        return Built(artifact)
+    lowered = lower_model(model, list(reasons))
+    provenance = Provenance(f"lower:{name}", artifact.sha256, {"rewrites": ",".join(reasons)})
+    made = store.put(serialise(lowered.model, artifact.spec), artifact.spec, provenance, suffix=".onnx")
+    changes = {f"lowered:{rewrite}": count for rewrite, count in lowered.changes.items()}
+    return Built(made, changes, (*reasons.values(), *lowered.notes()))
+
+
+def unfit_for(model: onnx.ModelProto, capability: str) -> str:
+    """Say why TensorRT for RTX cannot compile the graph for a compute capability such as "sm75"; "" where it can.
+
+    Known are the gaps of sm75 alone. Islands of FP32 in an FP16 graph count, too.
+    """
+    if capability != TURING:
+        return ""
+    graph = _typed(model)
+    if any(_reads(node, ir.DataType.BFLOAT16) for node in graph.graph):
+        return "it computes in BF16, which compute capability 7.5 does not have"
+    products = [node for node in graph.graph if _is_fp32_product(node)]
+    if not products:
+        return ""
+    first = products[0]
+    return (
+        f"it multiplies matrices in FP32 ({len(products)} operators, the first is {first.op_type} "
+        f"{first.name!r}), which TensorRT-RTX does not compile for compute capability 7.5"
+    )
+
+
+def _needed(model: onnx.ModelProto, name: str, distrusts: Collection[str]) -> Mapping[str, str]:
+    """Rewrite → why, in the order in which their operators come."""
+    found: dict[str, str] = {}
+    for operator in dict.fromkeys(_operators(model)):
+        rewrite = rewrite_of(operator)
+        if rewrite is not None and rewrite.name in distrusts:
+            found[rewrite.name] = f"{rewrite.name}: {name} is known to compute {operator} wrongly"
+    if "Attention" in _operators(model):
+        whole = sum(
+            node.op_type == "Attention" and _reads(node, ir.DataType.FLOAT) for node in _typed(model).graph
+        )
+        if whole:
+            found["attention"] = f"attention: {name} has no kernel for Attention in FP32 ({whole} operators)"
+    return found
+
+
+def _operators(model: onnx.ModelProto) -> Iterator[str]:
+    return (node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx"))
+
+
+def _typed(model: onnx.ModelProto) -> ir.Model:
+    graph = ir.from_proto(model)
+    infer_shapes(graph)
+    return graph
+
+
+def _is_fp32_product(node: ir.Node) -> bool:
+    return node.domain in ("", "ai.onnx") and node.op_type in _PRODUCTS and _reads(node, ir.DataType.FLOAT)
+
+
+def _reads(node: ir.Node, dtype: ir.DataType) -> bool:
+    return any(value is not None and value.dtype == dtype for value in node.inputs)
