@@ -22,53 +22,21 @@ MODULES = ("tensorrt", "tensorrt_rtx")
 class Api(Protocol):
     """A TensorRT module."""
 
-    @property
-    def __version__(self) -> str: ...
-
-    @property
-    def Builder(self) -> type[tensorrt.Builder]: ...
-
-    @property
-    def BuilderFlag(self) -> type[tensorrt.BuilderFlag]: ...
-
-    @property
-    def NetworkDefinitionCreationFlag(self) -> type[tensorrt.NetworkDefinitionCreationFlag]: ...
-
-    @property
-    def IBuilderConfig(self) -> type[tensorrt.IBuilderConfig]: ...
-
-    @property
-    def OnnxParser(self) -> type[tensorrt.OnnxParser]: ...
-
-    @property
-    def ILogger(self) -> type[tensorrt.ILogger]: ...
-
-    @property
-    def Dims(self) -> type[tensorrt.Dims]: ...
-
-    @property
-    def DataType(self) -> type[tensorrt.DataType]: ...
-
-    @property
-    def MemoryPoolType(self) -> type[tensorrt.MemoryPoolType]: ...
-
-    @property
-    def ProfilingVerbosity(self) -> type[tensorrt.ProfilingVerbosity]: ...
-
-    @property
-    def LayerInformationFormat(self) -> type[tensorrt.LayerInformationFormat]: ...
-
-    @property
-    def Runtime(self) -> type[tensorrt.Runtime]: ...
-
-    @property
-    def ICudaEngine(self) -> type[tensorrt.ICudaEngine]: ...
-
-    @property
-    def IExecutionContext(self) -> type[tensorrt.IExecutionContext]: ...
-
-    @property
-    def TensorIOMode(self) -> type[tensorrt.TensorIOMode]: ...
+    Builder: type[tensorrt.Builder]
+    BuilderFlag: type[tensorrt.BuilderFlag]
+    NetworkDefinitionCreationFlag: type[tensorrt.NetworkDefinitionCreationFlag]
+    IBuilderConfig: type[tensorrt.IBuilderConfig]
+    OnnxParser: type[tensorrt.OnnxParser]
+    ILogger: type[tensorrt.ILogger]
+    Dims: type[tensorrt.Dims]
+    DataType: type[tensorrt.DataType]
+    MemoryPoolType: type[tensorrt.MemoryPoolType]
+    ProfilingVerbosity: type[tensorrt.ProfilingVerbosity]
+    LayerInformationFormat: type[tensorrt.LayerInformationFormat]
+    Runtime: type[tensorrt.Runtime]
+    ICudaEngine: type[tensorrt.ICudaEngine]
+    IExecutionContext: type[tensorrt.IExecutionContext]
+    TensorIOMode: type[tensorrt.TensorIOMode]
 
 
 if TYPE_CHECKING:
@@ -99,3 +67,13 @@ def load_api(module: str) -> Api:
     if not hasattr(loaded, "Builder"):
         raise MissingExtra(f"only the type stubs of {module} are installed", expected="the library", fix=pip)
     return cast("Api", loaded)
+
+
+def title_of(api: Api) -> str:
+    """Return name and version for messages, such as `tensorrt_rtx 1.7.1.116`."""
+    return f"{getattr(api, '__name__', 'tensorrt')} {version_of(api)}"
+
+
+def version_of(api: Api) -> str:
+    """Return the version of the library."""
+    return str(getattr(api, "__version__", "of unknown version"))
