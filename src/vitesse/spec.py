@@ -58,6 +58,9 @@ class Preprocessing:
     `size` is (height, width) in pixels. `mean` and `std` are per RGB channel in units of the scaled values.
     `layout` is NCHW or NHWC, `color` RGB or BGR (order of the tensor's channels).
     `resample` is a Pillow filter: bilinear, bicubic, nearest, lanczos, box or hamming.
+    `buckets` are the (height, width) that a tensor may have, in pixels; empty: the resize rule alone decides. With
+    buckets every image keeps its aspect and is padded right and below to the bucket that wastes least; see
+    docs/resolution.md.
     """
 
     size: tuple[int, int]
@@ -69,6 +72,22 @@ class Preprocessing:
     layout: str = "NCHW"
     color: str = "RGB"
     crop_ratio: float = 1.0
+    buckets: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(min(bucket) < 1 for bucket in self.buckets) or len(set(self.buckets)) != len(self.buckets):
+            raise SpecError(
+                f"buckets = {[list(bucket) for bucket in self.buckets]}",
+                expected="different (height, width), each of at least 1 pixel",
+                fix="write for example: buckets = [[800, 1088], [1088, 800]]",
+            )
+        if self.buckets and self.resize in (Resize.CROP, Resize.SQUASH):
+            raise SpecError(
+                f"buckets beside resize = {self.resize.value!r}",
+                expected="buckets with resize shortest, letterbox, stretch or none",
+                cause="centre crops are all of one size",
+                fix='leave buckets out, or set resize = "letterbox"',
+            )
 
 
 @dataclass(frozen=True)
@@ -117,8 +136,11 @@ class ModelSpec:
             )
 
     def to_json(self) -> str:
-        """Serialise for `metadata_props`."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Serialise for `metadata_props`; a spec without buckets reads as it did before there were any."""
+        raw = asdict(self)
+        if not self.preprocessing.buckets:
+            del raw["preprocessing"]["buckets"]
+        return json.dumps(raw, sort_keys=True)
 
     def label(self, index: int) -> str:
         """Return the class name, or `class 7` when names are unknown."""
@@ -160,6 +182,8 @@ def _preprocessing(raw: Mapping[str, Any]) -> Preprocessing:
         if name in values:
             red, green, blue = (float(channel) for channel in values[name])
             values[name] = (red, green, blue)
+    if "buckets" in values:
+        values["buckets"] = tuple((int(high), int(wide)) for high, wide in values["buckets"])
     return Preprocessing(**values)
 
 

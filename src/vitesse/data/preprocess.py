@@ -12,6 +12,7 @@ from PIL import Image
 
 from vitesse.data.boxes import Placement
 from vitesse.data.images import MAX_PIXELS, Pixels
+from vitesse.data.scaling import Size, bucket_of, fitted, shortest, sized_for, wanted_size
 from vitesse.errors import DataError, SpecError
 from vitesse.spec import ModelSpec, Preprocessing, Resize
 
@@ -47,16 +48,16 @@ def feeds(
     `valid_size_input` are (height, width) of what each image covers of the tensor.
 
     Raises:
-        DataError, SpecError: as `prepare`; images of unlike sizes for a model that does not mask padding.
+        DataError, SpecError: as `prepare`; images of several buckets; without buckets, images of unlike sizes for a
+            model that does not mask padding.
     """
     rules = spec.preprocessing
+    names = names or [f"image {index} of the batch" for index in range(len(images))]
     placements = [
-        place(
-            (image.shape[0], image.shape[1]), rules, names[index] if names else f"image {index} of the batch"
-        )
-        for index, image in enumerate(images)
+        place((image.shape[0], image.shape[1]), rules, name)
+        for image, name in zip(images, names, strict=True)
     ]
-    size = tensor_size(placements, rules)
+    size = tensor_size(placements, rules, names)
     batch = np.zeros((len(images), *_shape(rules, size)), np.float32)
     for tensor, image, placed in zip(batch, images, placements, strict=True):
         _fill(tensor, image, rules, placed)
@@ -64,7 +65,11 @@ def feeds(
     if spec.valid_size_input is not None:
         covered = [placed.covers(size) for placed in placements]
         inputs[spec.valid_size_input] = np.array(covered, np.int64).reshape(-1, 2)
-    elif rules.resize is Resize.SHORTEST and any(placed.resized != size for placed in placements):
+    elif (
+        rules.resize is Resize.SHORTEST
+        and not rules.buckets
+        and any(placed.resized != size for placed in placements)
+    ):
         sizes = [placed.resized for placed in placements]
         raise DataError(
             f"images of {sizes[0]} and other (height, width) in one batch",
@@ -79,12 +84,43 @@ def feeds(
     return inputs
 
 
-def tensor_size(placements: Sequence[Placement], rules: Preprocessing) -> tuple[int, int]:
-    """Return (height, width) of the tensor that takes these images: the spec's, or the largest image's (SHORTEST)."""
+def tensor_size(placements: Sequence[Placement], rules: Preprocessing, names: Sequence[str] = ()) -> Size:
+    """Return (height, width) of the tensor that takes these images.
+
+    It is the spec's size; the largest image's (SHORTEST); or, with buckets, that of the bucket of all of them.
+
+    Raises:
+        DataError: with buckets, images of several of them; `names` says what to call the images.
+    """
+    if rules.buckets and placements:
+        sizes = [_bucket(placed.original, rules) for placed in placements]
+        other = next((index for index, size in enumerate(sizes) if size != sizes[0]), None)
+        if other is not None:
+            raise _mixed_buckets([(0, sizes[0]), (other, sizes[other])], names)
+        return sizes[0]
     if rules.resize is not Resize.SHORTEST or not placements:
         return rules.size
     heights, widths = zip(*(placed.resized for placed in placements), strict=True)
     return max(heights), max(widths)
+
+
+def group_by_bucket(images: Sequence[Pixels], spec: ModelSpec) -> dict[Size, list[int]]:
+    """Return which images may go into one batch: (height, width) of the tensor → their indices, in order of arrival.
+
+    Without buckets in the spec the tensor is the one that each image would have alone.
+
+    Raises:
+        DataError, SpecError: as `place`.
+    """
+    groups: dict[Size, list[int]] = {}
+    for index, image in enumerate(images):
+        placed = place((image.shape[0], image.shape[1]), spec.preprocessing, f"image {index}")
+        groups.setdefault(tensor_size([placed], spec.preprocessing), []).append(index)
+    return groups
+
+
+def _bucket(size: Size, rules: Preprocessing) -> Size:
+    return rules.buckets[bucket_of(wanted_size(size, rules), rules.buckets)]
 
 
 def boxes_in_input_pixels(spec: ModelSpec) -> bool:
@@ -93,7 +129,8 @@ def boxes_in_input_pixels(spec: ModelSpec) -> bool:
     It does when nobody tells it the original size, and when padding or cropping makes that size useless.
     """
     padded = {Resize.LETTERBOX, Resize.CROP, Resize.SQUASH, Resize.SHORTEST}
-    return spec.size_input is None or spec.preprocessing.resize in padded
+    rules = spec.preprocessing
+    return spec.size_input is None or bool(rules.buckets) or rules.resize in padded
 
 
 def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placement:
@@ -102,13 +139,16 @@ def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placem
     CROP scales until the image covers size / crop_ratio, rounded down as timm and torchvision do, and takes the
     centre; SQUASH does so without keeping the aspect; LETTERBOX scales until it fits and leaves the rest at the
     right and below empty; SHORTEST makes the shortest side min(size), or the longest max(size) where that is
-    smaller, and rounds down as DETR does.
+    smaller, and rounds down as DETR does. With buckets the image lies at the left top of its bucket, its aspect kept,
+    at the scale that `wanted_size` gives, or scaled down to fit where no bucket is large enough.
 
     Raises:
         DataError: the spec forbids resizing and the size is wrong, or cropping would first make a huge image.
     """
     height, width = size
     target_height, target_width = rules.size
+    if rules.buckets:
+        return Placement(size, sized_for(wanted_size(size, rules), _bucket(size, rules)))
     if rules.resize is Resize.STRETCH:
         return Placement(size, rules.size)
     if rules.resize is Resize.NONE:
@@ -116,14 +156,9 @@ def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placem
             raise _wrong_size(size, rules, name)
         return Placement(size, size)
     if rules.resize is Resize.LETTERBOX:
-        ratio = min(target_height / height, target_width / width)
-        fitted = (
-            min(target_height, max(1, round(height * ratio))),
-            min(target_width, max(1, round(width * ratio))),
-        )
-        return Placement(size, fitted)
+        return Placement(size, fitted(size, rules.size))
     if rules.resize is Resize.SHORTEST:
-        return Placement(size, _shortest(size, rules))
+        return Placement(size, shortest(size, rules))
     cover_height, cover_width = (
         floor(target_height / rules.crop_ratio),
         floor(target_width / rules.crop_ratio),
@@ -144,18 +179,6 @@ def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placem
         )
     top, left = round((resized[0] - target_height) / 2), round((resized[1] - target_width) / 2)
     return Placement(size, resized, left=-left, top=-top)
-
-
-def _shortest(size: tuple[int, int], rules: Preprocessing) -> tuple[int, int]:
-    """Size of an image resized by its shortest side, as DETR's evaluation does it (datasets/transforms.py)."""
-    height, width = size
-    short, long = min(size), max(size)
-    wanted, limit = min(rules.size), max(rules.size)
-    if long / short * wanted > limit:
-        wanted = max(1, round(limit * short / long))
-    if height <= width:
-        return wanted, max(1, int(wanted * width / height))
-    return max(1, int(wanted * height / width)), wanted
 
 
 def _fill(tensor: NDArray[np.float32], image: Pixels, rules: Preprocessing, placed: Placement) -> None:
@@ -210,6 +233,18 @@ def _filter(name: str) -> Image.Resampling:
     except KeyError as error:
         known = ", ".join(filter_.name.lower() for filter_ in Image.Resampling)
         raise SpecError(f"the spec's resample is {name!r}", expected=f"one of: {known}") from error
+
+
+def _mixed_buckets(found: Sequence[tuple[int, Size]], names: Sequence[str]) -> DataError:
+    said = " and ".join(
+        f"{names[index] if names else f'image {index}'} belongs to {height}×{width}"
+        for index, (height, width) in found
+    )
+    return DataError(
+        f"images of different buckets in one batch: {said} (height×width)",
+        expected="images of one bucket: the tensor of a batch has exactly its size",
+        fix="make a batch of each group that `group_by_bucket` gives",
+    )
 
 
 def _wrong_size(size: tuple[int, int], rules: Preprocessing, name: str) -> DataError:
