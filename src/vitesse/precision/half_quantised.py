@@ -131,7 +131,7 @@ def _layers_and_dequantisers(model: onnx.ModelProto, makers: Mapping[str, onnx.N
 
 
 def _fits(scale: onnx.TensorProto | None) -> bool:
-    """Whether FP16 holds a scale well enough, and every number stored with it; one computed at run time is not known."""
+    """Whether FP16 holds a scale, and every number stored with it, well enough; one made at run time is not known."""
     if scale is None:
         return False
     exact = np.asarray(numpy_helper.to_array(scale), np.float64)
