@@ -1,9 +1,11 @@
-"""Which artifact of a finished run a command works on: the chosen one, or the best portable graph for another target."""
+"""Which artifact of a finished run a command works on: the chosen one, or the best portable graph for a target."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import onnx
 
 from vitesse.artifact import Artifact
 from vitesse.backends import targets
@@ -15,6 +17,7 @@ from vitesse.verify.gate import Limits
 # The order in which a GPU wants them: the CPU of the run judged their accuracy, but not what they gain on a GPU.
 GPU_STAGES = ("fp16", "bf16")
 GPU_TARGETS = ("cuda", "tensorrt", "tensorrt-rtx")
+EIGHT = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def select(run: Run, target: str = "", stage: str = "") -> Selected:
     whole = [
         row
         for row in portable
-        if row.verdict is Verdict.PASS and ":" not in row.stage and row.stage not in EIGHT
+        if row.verdict is Verdict.PASS and ":" not in row.stage and not row.stage.startswith(EIGHT)
     ]
     if not whole:
         raise UsageError(
@@ -64,7 +67,48 @@ def select(run: Run, target: str = "", stage: str = "") -> Selected:
     return Selected(whole[-1], _on(run, whole[-1], runtimes), "the run made no FP16 graph: FP32")
 
 
-EIGHT = ("int8", "fp8")
+def select_for(run: Run, target: str, stage: str, capability: str) -> Selected:
+    """Return what an engine for one compute capability, such as "sm75", is built from.
+
+    That is what `select` returns, unless the library cannot compile it for this GPU: TensorRT for RTX has no FP32
+    product of matrices and no BF16 for sm75. Then it is the run's FP16 graph, with the layers in INT8 where `stage`
+    asks for these and the run has such a graph; `why` says so.
+
+    Raises:
+        UsageError, RunFolderError: as `select`; UsageError also where the run has no graph for this GPU.
+    """
+    found = select(run, target, stage)
+    if target != "tensorrt-rtx":
+        return found
+    # Imported here because running an artifact needs none of the packages that reading a graph's types does.
+    from vitesse.backends.tensorrt.preparing import unfit_for
+
+    lacking = unfit_for(onnx.load(found.artifact.path), capability)
+    if not lacking:
+        return found
+    tried = [f"{found.row.stage}: {lacking}"]
+    for name in _instead(found.row.stage):
+        rows = [row for row in run.ledger.rows if row.stage == name and _portable(row)]
+        if not rows or not keeps_accuracy(run, rows[-1]):
+            continue
+        other = _on(run, rows[-1], targets(target))
+        lacks = unfit_for(onnx.load(other.path), capability)
+        if not lacks:
+            return Selected(rows[-1], other, f"{name} in place of {found.row.stage}: {lacking}")
+        tried.append(f"{name}: {lacks}")
+    raise UsageError(
+        f"{run.folder} has no graph that TensorRT-RTX compiles for {capability}: {'; '.join(tried)}",
+        expected="a graph in FP16 that kept its accuracy",
+        cause="FP16 was not among the run's precisions, lost too much accuracy, or kept islands in FP32",
+        fix=f"vitesse optimize {run.ledger.source} --data IMAGES --precisions fp32,fp16 --out {run.folder}, "
+        f"or leave {capability} out",
+    )
+
+
+def _instead(stage: str) -> tuple[str, ...]:
+    """Stages that do with FP16 what another does with FP32, best first."""
+    names = (f"{stage}+fp16", "fp16") if stage in EIGHT else ("fp16",)
+    return tuple(name for name in names if name != stage)
 
 
 def keeps_accuracy(run: Run, row: Row) -> bool:
