@@ -35,13 +35,18 @@ def refusal(runtime: str, doing: str, path: Path, error: Exception) -> BackendEr
         return BackendError(
             what, expected="a readable model file", cause=cause, fix="export or copy it again"
         )
-    node = _meant(said, nodes)
+    node = meant(said, nodes)
     if node is None:
         return BackendError(what)
-    cause = f"operator {node.op_type}, domain {node.domain or 'ai.onnx'!r}, node {node.name!r}{_module(node)}"
+    cause = placed(node)
     if doing == "running":
         return BackendError(what, cause=cause)
-    return BackendError(what, expected=f"operators that {runtime} has", cause=cause, fix=_way_out(node))
+    return BackendError(what, expected=f"operators that {runtime} has", cause=cause, fix=way_out(node))
+
+
+def placed(node: onnx.NodeProto) -> str:
+    """Return `operator Gelu, domain 'ai.onnx', node 'gelu_3', of the module encoder.layers.0`."""
+    return f"operator {node.op_type}, domain {node.domain or 'ai.onnx'!r}, node {node.name!r}{_module(node)}"
 
 
 def _module(node: onnx.NodeProto) -> str:
@@ -52,14 +57,15 @@ def _module(node: onnx.NodeProto) -> str:
     return f", of the module {'.'.join(path)}" if path else ", of the network itself"
 
 
-def _way_out(node: onnx.NodeProto) -> str:
+def way_out(node: onnx.NodeProto) -> str:
+    """Return the option that writes the node's operator in others, or say that there is none."""
     rewrite = rewrite_of(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rewrite is None:
         return f"no rewrite of {node.op_type} exists: export with another opset, or try another target"
     return f"--lower {rewrite.name} writes {node.op_type} in more basic operators"
 
 
-def _meant(said: str, nodes: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
+def meant(said: str, nodes: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
     """Return the node an error text is about: named by name and operator, by name, or by operator, in this order."""
     words = set(re.findall(r"\w+", said))
     by_operator = [node for node in nodes if node.op_type in words]

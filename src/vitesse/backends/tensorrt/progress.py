@@ -81,7 +81,7 @@ def monitor(base: Any, progress: Progress, stop: threading.Event) -> tensorrt.IP
 
     def tell() -> None:
         now = 100 * share.now()
-        if now > told[0]:
+        if now >= min(100, told[0] + 1) > told[0]:  # thousands of steps are no news each
             progress.advance(now - told[0])
             told[0] = now
 

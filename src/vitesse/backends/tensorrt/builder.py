@@ -1,0 +1,123 @@
+"""ONNX → serialised engine: one path for every TensorRT, which asks the module what it has."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import onnx
+
+from vitesse.backends.tensorrt.api import Api, title_of, version_of
+from vitesse.backends.tensorrt.features import Features, features_of
+from vitesse.backends.tensorrt.graph_types import graph_types
+from vitesse.backends.tensorrt.layers import inspect
+from vitesse.backends.tensorrt.logger import Log
+from vitesse.backends.tensorrt.options import BuildOptions, BuiltPlan
+from vitesse.backends.tensorrt.parsing import check_quantisation, name_of, not_built, parse, read_graph
+from vitesse.backends.tensorrt.profiles import check_profiles
+from vitesse.backends.tensorrt.progress import interruptible, monitor
+from vitesse.backends.tensorrt.settings import add_profiles, configure, creation_flags, set_types
+from vitesse.backends.tensorrt.timing_cache import save_timing_cache, use_timing_cache
+from vitesse.progress import Progress, Silent
+from vitesse.sources.signature import graph_inputs
+
+if TYPE_CHECKING:
+    import tensorrt
+
+
+class _OldBuilder(Protocol):
+    def build_engine(self, network: object, config: object) -> tensorrt.ICudaEngine | None: ...
+
+
+def build_plan(
+    api: Api, model: Path | bytes, options: BuildOptions, progress: Progress | None = None
+) -> BuiltPlan:
+    """Build the engine of a model.
+
+    The types of the graph are the types of the engine: networks are strongly typed where the module has that, and
+    bound to the graph's types where it does not. INT8 and FP8 come as Q/DQ only; nothing is calibrated here.
+
+    Args:
+        model: an ONNX file, whose weights may lie beside it, or its bytes.
+        progress: one stage of 100 steps.
+
+    Raises:
+        UsageError: the profiles do not fit the model, or there are none and a dimension is free.
+        BackendError: the library refuses the model, the options or the GPU; says where and what to do.
+        KeyboardInterrupt: Ctrl-C; heard between two steps of the library, and a second one kills the process.
+    """
+    progress = progress or Silent()
+    start = perf_counter()
+    features = features_of(api)
+    name = name_of(model)
+    graph = read_graph(model, name)
+    check_quantisation(graph, name, title_of(api))
+    check_profiles(graph_inputs(graph), options.profiles)
+    log = Log(api, verbose=options.verbose)
+    try:
+        return _build(api, features, model, graph, options, progress, log, start)
+    finally:
+        log.clear()
+
+
+def _build(
+    api: Api,
+    features: Features,
+    model: Path | bytes,
+    graph: onnx.ModelProto,
+    options: BuildOptions,
+    progress: Progress,
+    log: Log,
+    start: float,
+) -> BuiltPlan:
+    builder = api.Builder(log.native)
+    network = builder.create_network(creation_flags(api, features))
+    config = builder.create_builder_config()
+    settings = configure(api, features, config, options)
+    parser = parse(api, network, model, graph, log)
+    types = graph_types(graph)
+    settings["types"] = set_types(api, features, network, config, types)
+    add_profiles(api, builder, config, options.profiles)
+    cache = None
+    if options.timing_cache is not None and features.timing_cache:
+        cache = use_timing_cache(config, options.timing_cache)
+    goal = f"for {settings['built for']}"
+    progress.stage("build", f"{types.precision} engine {goal}", 100)
+    stop = threading.Event()
+    if features.progress_monitor:
+        config.progress_monitor = monitor(cast("Any", api).IProgressMonitor, progress, stop)
+    plan = interruptible(lambda: _serialised(features, builder, network, config), stop)
+    del parser  # until here it owned weights of the network
+    if plan is None:
+        raise not_built(title_of(api), name_of(model), goal, graph, log)
+    if cache is not None:
+        settings["timing cache"] = save_timing_cache(config, cache)
+    seconds = perf_counter() - start
+    layers = "" if options.compute_capabilities else _layers(api, plan, log)
+    return BuiltPlan(
+        plan, version_of(api), types.precision, seconds, options.profiles, layers, log.lines, settings
+    )
+
+
+def _serialised(
+    features: Features,
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+) -> bytes | None:
+    """Return the plan, or None where the library gave none and logged why."""
+    if features.build_serialized_network:
+        memory: tensorrt.IHostMemory | None = builder.build_serialized_network(network, config)
+    else:
+        engine = cast("_OldBuilder", builder).build_engine(network, config)
+        memory = None if engine is None else engine.serialize()
+    return None if memory is None else bytes(memory)
+
+
+def _layers(api: Api, plan: bytes, log: Log) -> str:
+    """Ask the engine for its layers; it must be loaded for that, which only the GPU it was built for can."""
+    runtime = api.Runtime(log.native)
+    engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
+    return "" if engine is None else inspect(api, engine)
