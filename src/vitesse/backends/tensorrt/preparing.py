@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 import onnx
-import onnx_ir as ir
+from onnx import TensorProto
 
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.protocol import Built
-from vitesse.fusion.shapes import infer_shapes
+from vitesse.backends.tensorrt.graph_types import element_types
 from vitesse.lowering import rewrite_of
 from vitesse.lowering.lower import lower_model
 from vitesse.metadata import serialise
@@ -52,10 +52,10 @@ def unfit_for(model: onnx.ModelProto, capability: str) -> str:
     """
     if capability != TURING:
         return ""
-    graph = _typed(model)
-    if any(_reads(node, ir.DataType.BFLOAT16) for node in graph.graph):
+    types = element_types(model)
+    if TensorProto.BFLOAT16 in types.values():
         return "it computes in BF16, which compute capability 7.5 does not have"
-    products = [node for node in graph.graph if _is_fp32_product(node)]
+    products = [node for node in model.graph.node if node.op_type in _PRODUCTS and _in_fp32(node, types)]
     if not products:
         return ""
     first = products[0]
@@ -73,9 +73,8 @@ def _needed(model: onnx.ModelProto, name: str, distrusts: Collection[str]) -> Ma
         if rewrite is not None and rewrite.name in distrusts:
             found[rewrite.name] = f"{rewrite.name}: {name} is known to compute {operator} wrongly"
     if "Attention" in _operators(model):
-        whole = sum(
-            node.op_type == "Attention" and _reads(node, ir.DataType.FLOAT) for node in _typed(model).graph
-        )
+        types = element_types(model)
+        whole = sum(node.op_type == "Attention" and _in_fp32(node, types) for node in model.graph.node)
         if whole:
             found["attention"] = f"attention: {name} has no kernel for Attention in FP32 ({whole} operators)"
     return found
@@ -85,15 +84,5 @@ def _operators(model: onnx.ModelProto) -> Iterator[str]:
     return (node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx"))
 
 
-def _typed(model: onnx.ModelProto) -> ir.Model:
-    graph = ir.from_proto(model)
-    infer_shapes(graph)
-    return graph
-
-
-def _is_fp32_product(node: ir.Node) -> bool:
-    return node.domain in ("", "ai.onnx") and node.op_type in _PRODUCTS and _reads(node, ir.DataType.FLOAT)
-
-
-def _reads(node: ir.Node, dtype: ir.DataType) -> bool:
-    return any(value is not None and value.dtype == dtype for value in node.inputs)
+def _in_fp32(node: onnx.NodeProto, types: Mapping[str, int]) -> bool:
+    return node.domain in ("", "ai.onnx") and types.get(node.output[0]) == TensorProto.FLOAT

@@ -1,0 +1,321 @@
+"""What TensorRT for RTX compiles for which GPU, on a machine without one: models × precisions × compute capabilities.
+
+    python benchmarks/aot_table.py [NAME …]   builds (all, or those named) and writes benchmarks/results/aot_rtx.json
+    python benchmarks/aot_table.py --quick    builds a part of it; says where the committed results have it otherwise
+    python benchmarks/aot_table.py --table    writes the tables of docs/tensorrt.md from this file
+
+The graphs are made as `vitesse optimize` makes them (cleaned, fused, FP16 with islands, INT8 calibrated), and built as
+`vitesse build` does, for a batch of 1 to 8. The engines are compiled, not run. DEIMv2 lies in ../shared/data (or
+$VITESSE_SHARED_DATA); ViT-B/16 and DETR-R50 have random weights, are made here and need torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+from ledgers import CASES, ROOT, environment_text, in_cell, with_section
+
+from vitesse import stages
+from vitesse.artifact import Artifact, Store
+from vitesse.backends import backend
+from vitesse.backends.protocol import Built
+from vitesse.backends.tensorrt.api import load_api
+from vitesse.backends.tensorrt.builder import build_plan
+from vitesse.backends.tensorrt.options import BuildOptions
+from vitesse.backends.tensorrt.preparing import prepared
+from vitesse.backends.tensorrt.profiles import default_profiles
+from vitesse.data.dataset import open_calibration
+from vitesse.engines import BATCH, EngineRow, Order, build_file
+from vitesse.environment import describe
+from vitesse.metadata import serialise
+from vitesse.precision.half import find_islands, write_half
+from vitesse.precision.half_quantised import to_half_quantised
+from vitesse.recipe import HalfOptions
+from vitesse.sources.signature import graph_inputs
+from vitesse.stages import CalibrationFeeds
+
+RESULTS = ROOT / "benchmarks" / "results" / "aot_rtx.json"
+PAGE = ROOT / "docs" / "tensorrt.md"
+SCRIPT = "python benchmarks/aot_table.py"
+TARGET = "tensorrt-rtx"
+CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120")
+FORMS = ("fp32", "fp16", "int8+fp16", "int8")
+TITLES = {"fp32": "FP32", "fp16": "FP16", "int8+fp16": "INT8, the rest FP16", "int8": "INT8, the rest FP32"}
+# Ranges decide about accuracy, not about what compiles.
+IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model of the table.
+
+    Args:
+        title: for the table.
+        open: the ONNX artifact and the folder of images to calibrate on, made in the folder that is given.
+        quick: what --quick builds: form → compute capabilities.
+    """
+
+    title: str
+    open: Callable[[Path], tuple[Artifact, Path]]
+    quick: Mapping[str, Sequence[str]]
+
+
+def example(name: str, folder: Path) -> tuple[Artifact, Path]:
+    images = ROOT / "examples" / "fashion" / name
+    return stages.open_model(images.parent / f"{name}_fashion.onnx"), images
+
+
+def deimv2(folder: Path) -> tuple[Artifact, Path]:
+    case = CASES["deimv2_atto"]
+    return stages.open_model(case.model, preset=case.recipe.preset), case.images
+
+
+def random_weights(name: str, folder: Path) -> tuple[Artifact, Path]:
+    from peers_models import MODELS, random_images
+
+    from vitesse.export.torch_onnx import trace
+
+    model = MODELS[name]
+    network = model.make(folder)
+    file = folder / f"{name}.onnx"
+    file.write_bytes(serialise(trace(network, model.options), network.spec))
+    return stages.open_model(file), random_images(folder / "images", model.size)
+
+
+EVERYTHING = dict.fromkeys(FORMS, CAPABILITIES)
+TWO = {"fp16": ("sm75", "sm86"), "int8+fp16": ("sm75", "sm86")}
+SUBJECTS = {
+    "vit_fashion": Subject("ViT (1.2 M, 56×56)", partial(example, "vit"), EVERYTHING),
+    "detr_fashion": Subject("DETR (3.2 M, 256×256)", partial(example, "detr"), EVERYTHING),
+    "deimv2_atto": Subject("DEIMv2-Atto (0.5 M, 320×320)", deimv2, TWO),
+    "vit_b16": Subject("ViT-B/16 (86 M, 224×224, random weights)", partial(random_weights, "vit_b16"), TWO),
+    "detr_r50": Subject("DETR-R50 (41 M, 480×640, random weights)", partial(random_weights, "detr_r50"), TWO),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", choices=[*SUBJECTS, []], metavar="NAME")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if options.table:
+        PAGE.write_text(page_with_table(PAGE.read_text()))
+        return
+    names = options.names or list(SUBJECTS)
+    if options.quick:
+        raise SystemExit("\n".join(line for name in names for line in surprises(name)))
+    found = results()
+    for name in names:
+        found["models"][name] = compiled(name, EVERYTHING, together=True)
+        keep(found)
+
+
+def results() -> dict[str, Any]:
+    """What was measured so far."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    return found or {"command": SCRIPT, "batch": list(BATCH), "models": {}}
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Write the results, with where they come from."""
+    found["environment"] = describe()
+    found["tensorrt_rtx"] = load_api("tensorrt_rtx").__version__
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def compiled(name: str, wanted: Mapping[str, Sequence[str]], *, together: bool = False) -> dict[str, Any]:
+    """Build one model in the forms and for the compute capabilities that are wanted.
+
+    Returns:
+        Form → `engines`, capability → seconds and bytes, or the refusal; `onnx_bytes`, and what was `rewritten` before
+        the build. With `together` also one plan for all capabilities that compiled, and one for these without sm75.
+    """
+    with tempfile.TemporaryDirectory(prefix="vitesse-") as temporary:
+        folder = Path(temporary)
+        artifact, images = SUBJECTS[name].open(folder)
+        found = {}
+        for form, graph in graphs(artifact, images, Store(folder / "graphs"), wanted):
+            options = BuildOptions(compute_capabilities=tuple(wanted[form]))
+            rows = build_file(graph, Order(TARGET, options, folder / "engines", rebuild=True))
+            found[form] = {
+                "onnx_bytes": graph.bytes,
+                "rewritten": rewritten(graph, folder),
+                "engines": {row.capability: told(row, temporary) for row in rows},
+            }
+            if together:
+                taken = [row.capability for row in rows if row.artifact is not None]
+                found[form]["together"] = joint_plans(graph, taken, folder)
+            print(name, form, json.dumps(found[form], indent=1), flush=True)
+        return found
+
+
+def graphs(
+    artifact: Artifact, images: Path, store: Store, wanted: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, Artifact]]:
+    """Make the forms that are wanted, in the order of FORMS."""
+    split = open_calibration(images).spread(IMAGES)
+    feeds = CalibrationFeeds(split, artifact.spec)
+    whole = stages.fuse(stages.clean(artifact, store).artifact, store).artifact
+    if "fp32" in wanted:
+        yield "fp32", whole
+    options = HalfOptions()
+    islands = find_islands(whole, feeds, options) if {"fp16", "int8+fp16"} & set(wanted) else None
+    if "fp16" in wanted and islands is not None:
+        yield "fp16", write_half(whole, store, islands, options).artifact
+    if not {"int8", "int8+fp16"} & set(wanted):
+        return
+    eight = stages.quantize(whole, split, store).artifact
+    if "int8+fp16" in wanted and islands is not None:
+        yield (
+            "int8+fp16",
+            to_half_quantised(eight, store, islands.found.islands, options, stage="int8+fp16").artifact,
+        )
+    if "int8" in wanted:
+        yield "int8", eight
+
+
+def rewritten(graph: Artifact, folder: Path) -> dict[str, int]:
+    return dict(ready(graph, folder).changes)
+
+
+def ready(graph: Artifact, folder: Path) -> Built:
+    """The graph as it is given to the builder."""
+    return prepared(graph, Store(folder / "engines"), name=TARGET, distrusts=backend(TARGET).distrusts)
+
+
+def joint_plans(graph: Artifact, taken: Sequence[str], folder: Path) -> dict[str, Any]:
+    """One plan for several compute capabilities, to hold against those for one: does it have their kernels?"""
+    sets = (tuple(taken), tuple(one for one in taken if one != "sm75"))
+    found: dict[str, Any] = {}
+    for some in (some for some in sets if len(some) > 1):
+        file = ready(graph, folder).artifact.path
+        profiles = default_profiles(graph_inputs(onnx.load(file)), BATCH)
+        built = build_plan(load_api("tensorrt_rtx"), file, BuildOptions(profiles, compute_capabilities=some))
+        found[",".join(some)] = {"seconds": round(built.seconds, 2), "bytes": len(built.plan)}
+    return found
+
+
+def told(row: EngineRow, folder: str) -> dict[str, Any]:
+    """Seconds and bytes, or why not; messages name the file where it lay."""
+    if row.artifact is None:
+        return {"refused": row.refusal.replace(f"{folder}/", "")}
+    return {"seconds": round(row.seconds, 2), "bytes": row.artifact.bytes, "precision": row.precision}
+
+
+def surprises(name: str) -> Iterator[str]:
+    """What --quick builds and the committed table says otherwise, one line each."""
+    committed = results()["models"].get(name)
+    if committed is None:
+        yield f"{name} is not in {RESULTS.name}: {SCRIPT} {name}"
+        return
+    for form, found in compiled(name, SUBJECTS[name].quick).items():
+        for capability, engine in found["engines"].items():
+            before = committed[form]["engines"][capability]
+            if ("refused" in engine) != ("refused" in before):
+                yield f"{name} {form} {capability}: {in_words(before)} → {in_words(engine)}"
+
+
+def in_words(engine: Mapping[str, Any]) -> str:
+    return f"refused: {engine['refused']}" if "refused" in engine else f"{engine['bytes']} bytes"
+
+
+def page_with_table(page: str) -> str:
+    """Return the page with the tables between their markers."""
+    return with_section(with_section(page, "aot", section()), "together", together_section())
+
+
+def section() -> str:
+    """Every model and form on a line, the refusals in words below, and how it was measured."""
+    found = results()
+    if not found["models"]:
+        return f"Not run: `{SCRIPT}`."
+    refusals: dict[str, int] = {}
+    lines = [
+        f"| model | graph | ONNX MB | {' | '.join(CAPABILITIES)} |",
+        f"|---|---|---|{'---|' * len(CAPABILITIES)}",
+    ]
+    for name, subject in SUBJECTS.items():
+        for form in FORMS:
+            lines.append(f"| {subject.title} | {TITLES[form]} | {cells(found, name, form, refusals)} |")
+    return "\n".join(
+        [
+            "\n".join(lines),
+            *(f"\nRefused {number}: {in_cell(text)}" for text, number in refusals.items()),
+            f"\n{rewrites_line(found)}",
+            f"\n`{found['command']}` with TensorRT-RTX {found['tensorrt_rtx']}, without a GPU, on "
+            f"{environment_text(found['environment'])}. MB of the engine and seconds of parsing and building.",
+        ]
+    )
+
+
+def cells(found: Mapping[str, Any], name: str, form: str, refusals: dict[str, int]) -> str:
+    """The figures of one line; a refusal's words get a number when they first come."""
+    one = found["models"].get(name, {}).get(form)
+    if one is None:
+        return " | ".join(["not run"] * (1 + len(CAPABILITIES)))
+    shown = [f"{one['onnx_bytes'] / 1e6:.1f}"]
+    for capability in CAPABILITIES:
+        engine = one["engines"].get(capability)
+        if engine is None:
+            shown.append("not run")
+        elif "refused" in engine:
+            said = first_words(engine["refused"])
+            shown.append(f"refused {refusals.setdefault(said, len(refusals) + 1)}")
+        else:
+            shown.append(f"{engine['bytes'] / 1e6:.1f} MB, {engine['seconds']:.1f} s")
+    return " | ".join(shown)
+
+
+def first_words(refusal: str) -> str:
+    """The cause of a refusal without the names of the file and of nodes, which differ from model to model."""
+    likely = [
+        line.partition(": ")[2] for line in refusal.splitlines() if line.strip().startswith("likely cause")
+    ]
+    return likely[0] if likely else refusal.splitlines()[0]
+
+
+def rewrites_line(found: Mapping[str, Any]) -> str:
+    """What had to be rewritten before the build."""
+    said = []
+    for name, forms in found["models"].items():
+        for form, one in forms.items():
+            counts = ", ".join(
+                f"{count} {key.partition(':')[2]}" for key, count in one["rewritten"].items() if count
+            )
+            if counts:
+                said.append(f"{SUBJECTS[name].title}, {TITLES[form]}: {counts}")
+    return f"Rewritten before the build: {'; '.join(said) or 'nothing'}."
+
+
+def together_section() -> str:
+    """Engines for one compute capability beside one plan for several."""
+    lines = ["| model | graph | each alone, MB | in one plan, MB |", "|---|---|---|---|"]
+    for name, forms in results()["models"].items():
+        for form, one in forms.items():
+            alone = ", ".join(
+                f"{capability} {engine['bytes'] / 1e6:.2f}"
+                for capability, engine in one["engines"].items()
+                if "bytes" in engine
+            )
+            joint = "; ".join(
+                f"{some.replace(',', ' ')}: {engine['bytes'] / 1e6:.2f}"
+                for some, engine in one["together"].items()
+            )
+            if joint:
+                lines.append(f"| {SUBJECTS[name].title} | {TITLES[form]} | {alone} | {joint} |")
+    return "\n".join(lines) if len(lines) > 2 else f"Not run: `{SCRIPT}`."
+
+
+if __name__ == "__main__":
+    main()
