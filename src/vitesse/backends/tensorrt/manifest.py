@@ -61,6 +61,7 @@ class PlanManifest:
         compute_capabilities: such as ("sm75", "sm86"); empty where the library chose and did not say.
         built_on: the machine of the build.
         onnx_sha256: of the graph file.
+        rewritten_from: hash of the file that the graph was rewritten from for this library; "" where it is as it was.
         weights_sha256: of the graph's initialisers alone, whatever they are called (see `weights_sha256`).
         precision: the types of the network's products, such as "int8+fp16".
         profiles: the shapes the plan takes; empty = the graph's own, which are fixed.
@@ -86,6 +87,7 @@ class PlanManifest:
     settings: Mapping[str, str]
     spec: ModelSpec
     command: str = ""
+    rewritten_from: str = ""
     version_compatible: bool = False
     seconds: float = 0.0
     created: str = ""
@@ -145,6 +147,7 @@ def keep_plan(
         settings=dict(built.settings),
         spec=source.spec,
         command=command,
+        rewritten_from=_rewritten_from(source),
         version_compatible=options.version_compatible,
         seconds=round(built.seconds, 3),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -213,6 +216,11 @@ def _digest(tensor: onnx.TensorProto) -> bytes:
     array = onnx.numpy_helper.to_array(tensor)
     head = f"{tensor.data_type} {tuple(tensor.dims)} ".encode()
     return hashlib.sha256(head + array.tobytes()).digest()
+
+
+def _rewritten_from(source: Artifact) -> str:
+    rewritten = source.provenance.stage.startswith("lower:")
+    return (source.provenance.parent_sha256 or "") if rewritten else ""
 
 
 def _capabilities(options: BuildOptions, device: Device | None) -> tuple[str, ...]:
