@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from vitesse.backends.protocol import Array, TensorInfo, Tensors
+import numpy as np
+
+from vitesse.backends.protocol import TensorInfo
 from vitesse.errors import DataError
 
 
-def check_feeds(feeds: Tensors, inputs: Sequence[TensorInfo]) -> None:
+class Described(Protocol):
+    """What is compared: numpy arrays have it, arrays on a GPU too."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        ...
+
+
+def check_feeds(feeds: Mapping[str, Described], inputs: Sequence[TensorInfo]) -> None:
     """Compare names, dtypes, ranks and fixed dimensions; symbolic dimensions take any size.
 
     Raises:
@@ -41,15 +58,15 @@ def described(info: TensorInfo) -> str:
     return f"{info.name} {info.dtype} [{', '.join(map(str, info.shape))}]"
 
 
-def _fits(array: Array, info: TensorInfo) -> bool:
-    if array.ndim != len(info.shape):
+def _fits(array: Described, info: TensorInfo) -> bool:
+    if len(array.shape) != len(info.shape):
         return False
     return all(
         isinstance(want, str) or want == came for came, want in zip(array.shape, info.shape, strict=True)
     )
 
 
-def _name_cause(feeds: Tensors, inputs: Sequence[TensorInfo]) -> str:
+def _name_cause(feeds: Mapping[str, Described], inputs: Sequence[TensorInfo]) -> str:
     missing = sorted({info.name for info in inputs} - set(feeds))
     unknown = sorted(set(feeds) - {info.name for info in inputs})
     said = [f"missing: {', '.join(missing)}"] * bool(missing) + [

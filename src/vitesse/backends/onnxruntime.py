@@ -19,8 +19,8 @@ import onnxruntime
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.closing import Closing
 from vitesse.backends.feeds import check_feeds
-from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, TensorInfo, Tensors
-from vitesse.backends.refusal import refusal
+from vitesse.backends.onnxruntime_tensors import refused, tensor_info
+from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, Tensors
 from vitesse.errors import BackendError
 
 # Shapes whose output buffers a session keeps: a server's batch sizes fit, free image sizes stay bounded.
@@ -35,15 +35,6 @@ RUNNING_GRAPH = ".running.onnx"
 
 # How its messages name the type.
 _FP8 = "float8"
-
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(bool)": "bool",
-    **{f"tensor({kind})": kind for kind in ("int8", "uint8", "int16", "uint16")},
-    **{f"tensor({kind})": kind for kind in ("int32", "uint32", "int64", "uint64")},
-}
 
 
 class OnnxRuntimeSession(Closing):
@@ -70,7 +61,7 @@ class OnnxRuntimeSession(Closing):
         try:
             outputs = self._call(runtime, feeds)
         except Exception as error:
-            raise _refused("running", self._engine.path, error) from error
+            raise refused("running", self._engine.path, error) from error
         return Outcome(outputs, (perf_counter_ns() - start) / 1e6)
 
     def _call(self, runtime: Any, feeds: Tensors) -> Tensors:
@@ -125,8 +116,8 @@ class OnnxRuntimeEngine(Closing):
         self._runtime = runtime
         self.path = path
         self.plain = plain
-        self.inputs = tuple(_info(node, path) for node in runtime.get_inputs())
-        self.outputs = tuple(_info(node, path) for node in runtime.get_outputs())
+        self.inputs = tuple(tensor_info(node, path) for node in runtime.get_inputs())
+        self.outputs = tuple(tensor_info(node, path) for node in runtime.get_outputs())
 
     @property
     def runtime(self) -> Any:
@@ -171,7 +162,7 @@ class OnnxRuntimeBackend:
         try:
             model = onnx.load(artifact.path)
         except Exception as error:
-            raise _refused("reading", artifact.path, error) from error
+            raise refused("reading", artifact.path, error) from error
         made = lower_for(self, model, artifact.spec)
         lowered, changes = lower(model if made is None else made.model)
         if made is None and not any(changes.values()):
@@ -202,7 +193,7 @@ class OnnxRuntimeBackend:
                 # where it is kept from that, one that computes something else. Unoptimised, the numbers are right.
                 runtime = _runtime(artifact.path, replace(options, reference=True, plain=False))
         except Exception as error:
-            raise _refused("loading", artifact.path, error) from error
+            raise refused("loading", artifact.path, error) from error
         return OnnxRuntimeEngine(runtime, artifact.path, plain=options.plain)
 
 
@@ -236,18 +227,3 @@ def _session_options(options: LoadOptions) -> Any:
     if options.reference:
         made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return made
-
-
-def _info(node: Any, path: Path) -> TensorInfo:
-    if node.type not in _DTYPES:
-        raise BackendError(
-            f"{node.name!r} of {path} is a {node.type}",
-            expected=f"one of: {', '.join(_DTYPES)}",
-            cause="sequences, maps, strings and types without a numpy dtype cannot be fed",
-        )
-    shape = tuple(size if isinstance(size, int) else str(size or "?") for size in node.shape)
-    return TensorInfo(node.name, shape, _DTYPES[node.type])
-
-
-def _refused(doing: str, path: Path, error: Exception) -> BackendError:
-    return refusal(f"ONNX Runtime {onnxruntime.__version__}", doing, path, error)

@@ -46,6 +46,8 @@ class LoadOptions:
     `sessions` is how many sessions will run at once, for runtimes that must know it when they compile.
     `device` is the number of the GPU; `cuda_graph` replays the calls of one shape as one CUDA graph where the runtime
     can; `memory_bytes` caps the device memory that the sessions of one engine take besides the weights; 0 = no cap.
+    `tf32` lets a GPU round the factors of float32 products to TF32, as runtimes do by default; False where numbers are
+    compared.
     """
 
     threads: int = 0
@@ -57,6 +59,7 @@ class LoadOptions:
     device: int = 0
     cuda_graph: bool = True
     memory_bytes: int = 0
+    tf32: bool = True
 
 
 @dataclass(frozen=True)

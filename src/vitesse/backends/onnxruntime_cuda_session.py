@@ -1,0 +1,238 @@
+"""One stream of ONNX Runtime's CUDA provider: buffers, bindings by shape, CUDA graphs.
+
+ONNX Runtime captures the graphs itself (one for each `gpu_graph_id`), because it knows which of its buffers a captured
+copy reads; it cannot drop one, so that a session captures a bounded number and runs other shapes as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+
+from vitesse.backends.closing import Closing
+from vitesse.backends.cuda.arrays import DeviceArray, device_array
+from vitesse.backends.cuda.buffers import Buffers
+from vitesse.backends.cuda.driver import Driver
+from vitesse.backends.cuda.memory import Pool
+from vitesse.backends.cuda.stream import Stream
+from vitesse.backends.feeds import check_feeds
+from vitesse.backends.onnxruntime_tensors import refused
+from vitesse.backends.protocol import Outcome, TensorInfo, Tensors
+from vitesse.errors import BackendError
+
+# Shapes that a session captures as CUDA graphs; others run without.
+MOST_GRAPHS = 16
+# Shapes whose bindings are kept; free image sizes stay bounded.
+_MOST_SHAPES = 64
+_NO_GRAPH = "-1"
+
+# Shape and device address of each input, in the graph's order.
+Placed = tuple[tuple[tuple[int, ...], int], ...]
+
+
+class Opener(Protocol):
+    """What a session needs of its engine."""
+
+    path: Path
+    driver: Driver
+    device_pool: Pool
+    host_pool: Pool
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def open(self, stream: int) -> tuple[Any, str]:
+        """Return an `InferenceSession` on a stream, and why it captures no CUDA graphs ("" where it does)."""
+        ...
+
+    def check_open(self) -> None:
+        """Raise BackendError once the engine is closed."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a call of known shapes and addresses needs: bound tensors, the outputs' shapes, the run options."""
+
+    binding: Any
+    outputs: Mapping[str, tuple[int, ...]]
+    options: Any
+
+
+class OnnxRuntimeCudaSession(Closing):
+    """One stream with its buffers, arena and CUDA graphs. Not thread-safe.
+
+    Attributes:
+        runtime: the `onnxruntime.InferenceSession`.
+        without_graph: why calls are not replayed as CUDA graphs; "" where they are.
+    """
+
+    def __init__(self, engine: Opener) -> None:
+        self._engine: Opener | None = engine
+        self._stream = Stream(engine.driver)
+        self.runtime, self.without_graph = engine.open(self._stream.handle)
+        self._buffers = Buffers(engine.driver, self._stream, device=engine.device_pool, host=engine.host_pool)
+        self._timer = self._stream.timer()
+        self._ready: dict[Hashable, _Ready] = {}
+        self._shapes: dict[tuple[tuple[int, ...], ...], Mapping[str, tuple[int, ...]]] = {}
+        self._graphs: dict[Hashable, int] = {}
+
+    @property
+    def graphs(self) -> int:
+        """How many shapes (at their addresses) are replayed as CUDA graphs."""
+        return len(self._graphs)
+
+    def run(self, feeds: Tensors) -> Outcome:
+        """Run once; `host_ms` spans everything from the caller's arrays to numpy outputs, `device_ms` the kernels.
+
+        The first call of a shape takes longer: kernels are chosen, and its graph is captured.
+
+        Raises:
+            DataError: names, dtypes or shapes do not fit the graph.
+            BackendError: the runtime refuses, memory does not suffice, or the session or its engine is closed.
+        """
+        engine = self._opened()
+        start = perf_counter_ns()
+        check_feeds(feeds, engine.inputs)
+        placed = tuple(
+            (feeds[info.name].shape, self._buffers.upload(info.name, feeds[info.name]))
+            for info in engine.inputs
+        )
+        ready = self._enqueued(engine, placed)
+        outputs = {
+            info.name: self._buffers.download(info.name, ready.outputs[info.name], info.dtype)
+            for info in engine.outputs
+        }
+        self._stream.synchronize()
+        return Outcome(outputs, (perf_counter_ns() - start) / 1e6, self._timer.ms())
+
+    def run_on_device(self, feeds: Mapping[str, object]) -> Mapping[str, DeviceArray]:
+        """Run on arrays of torch, CuPy, JAX… that are on the GPU, in place; the outputs stay there.
+
+        Returns at once: a consumer waits for the stream, as both protocols of `DeviceArray` have it do, or calls
+        `synchronize`. The outputs are overwritten by the session's next run. Inputs that stay at one address are
+        replayed as a CUDA graph.
+
+        Raises:
+            DataError, BackendError: as `run`; CudaError for an array on the host or another GPU.
+        """
+        engine = self._opened()
+        stream = self._stream.handle
+        arrays = {name: device_array(value, engine.driver, stream=stream) for name, value in feeds.items()}
+        check_feeds(arrays, engine.inputs)
+        for array in arrays.values():
+            array.wait_on(engine.driver, stream)
+        placed = tuple((arrays[info.name].shape, arrays[info.name].address) for info in engine.inputs)
+        ready = self._enqueued(engine, placed)
+        number = engine.driver.device.number
+        return {
+            info.name: DeviceArray(
+                self._buffers.device(info.name),
+                ready.outputs[info.name],
+                np.dtype(info.dtype),
+                stream,
+                number,
+                self,
+                engine.driver,
+            )
+            for info in engine.outputs
+        }
+
+    def synchronize(self) -> None:
+        """Wait for what was enqueued."""
+        self._stream.synchronize()
+
+    def _opened(self) -> Opener:
+        if self._engine is None:
+            raise BackendError("this session is closed", expected="an open one", fix="engine.session()")
+        self._engine.check_open()
+        return self._engine
+
+    def _enqueued(self, engine: Opener, inputs: Placed) -> _Ready:
+        """Have the kernels enqueued for inputs at their addresses, timed by events."""
+        try:
+            ready = self._prepared(engine, inputs)
+            self._timer.begin()
+            self.runtime.run_with_iobinding(ready.binding, ready.options)
+            self._timer.end()
+        except BackendError:
+            raise
+        except Exception as error:
+            raise refused("running", engine.path, error) from error
+        return ready
+
+    def _prepared(self, engine: Opener, inputs: Placed) -> _Ready:
+        shapes = tuple(shape for shape, _ in inputs)
+        if shapes not in self._shapes:
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.clear()
+            self._shapes[shapes] = self._learnt(engine, inputs)
+        outputs = self._shapes[shapes]
+        for info in engine.outputs:
+            self._buffers.reserve(info.name, _bytes(outputs[info.name], info.dtype))
+        written = tuple(self._buffers.device(info.name) for info in engine.outputs)
+        key = inputs, written
+        if key not in self._ready:
+            if len(self._ready) >= _MOST_SHAPES:
+                self._ready.clear()
+            binding = self._with_inputs(engine, inputs)
+            for info, address in zip(engine.outputs, written, strict=True):
+                _bind(binding.bind_output, engine, info, outputs[info.name], address)
+            self._ready[key] = _Ready(binding, outputs, _run_options(self._graph_of(key)))
+        return self._ready[key]
+
+    def _learnt(self, engine: Opener, inputs: Placed) -> Mapping[str, tuple[int, ...]]:
+        """Run once where the runtime allocates the outputs, to learn their shapes."""
+        binding = self._with_inputs(engine, inputs)
+        for info in engine.outputs:
+            binding.bind_output(info.name, "cuda", engine.driver.device.number)
+        self.runtime.run_with_iobinding(binding, _run_options(_NO_GRAPH))
+        self._stream.synchronize()
+        values = binding.get_outputs()
+        return {info.name: tuple(value.shape()) for info, value in zip(engine.outputs, values, strict=True)}
+
+    def _with_inputs(self, engine: Opener, inputs: Placed) -> Any:
+        binding = self.runtime.io_binding()
+        for info, (shape, address) in zip(engine.inputs, inputs, strict=True):
+            _bind(binding.bind_input, engine, info, shape, address)
+        return binding
+
+    def _graph_of(self, key: Hashable) -> str:
+        """The number of a key's CUDA graph, the same for ever, or the one that says to run without."""
+        if self.without_graph:
+            return _NO_GRAPH
+        if key not in self._graphs and len(self._graphs) < MOST_GRAPHS:
+            self._graphs[key] = len(self._graphs) + 1
+        return str(self._graphs.get(key, _NO_GRAPH))
+
+    def close(self) -> None:
+        """Release stream, buffers and graphs; outputs of earlier runs stay valid as long as someone holds them."""
+        if self._engine is None:
+            return
+        self._engine = None
+        self._ready.clear()
+        self.runtime = None
+        self._buffers.close()
+        self._stream.close()
+
+
+def _run_options(graph: str) -> Any:
+    made = onnxruntime.RunOptions()
+    made.add_run_config_entry("gpu_graph_id", graph)
+    # The session synchronises once, behind the copies of the outputs.
+    made.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return made
+
+
+def _bind(bind: Any, engine: Opener, info: TensorInfo, shape: tuple[int, ...], address: int) -> None:
+    dtype = np.dtype(info.dtype).type
+    bind(info.name, "cuda", engine.driver.device.number, dtype, shape, address)
+
+
+def _bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -1,0 +1,38 @@
+"""How ONNX Runtime describes the tensors of a graph, and how its refusals read; shared by its providers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from vitesse.backends.protocol import TensorInfo
+from vitesse.backends.refusal import refusal
+from vitesse.errors import BackendError
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{f"tensor({kind})": kind for kind in ("int8", "uint8", "int16", "uint16")},
+    **{f"tensor({kind})": kind for kind in ("int32", "uint32", "int64", "uint64")},
+}
+
+
+def tensor_info(node: Any, path: Path) -> TensorInfo:
+    """Describe an input or output of a session; raises BackendError for what has no numpy dtype."""
+    if node.type not in _DTYPES:
+        raise BackendError(
+            f"{node.name!r} of {path} is a {node.type}",
+            expected=f"one of: {', '.join(_DTYPES)}",
+            cause="sequences, maps, strings and types without a numpy dtype cannot be fed",
+        )
+    shape = tuple(size if isinstance(size, int) else str(size or "?") for size in node.shape)
+    return TensorInfo(node.name, shape, _DTYPES[node.type])
+
+
+def refused(doing: str, path: Path, error: Exception) -> BackendError:
+    """Turn what ONNX Runtime raised while `doing` something with a file into a BackendError."""
+    return refusal(f"ONNX Runtime {onnxruntime.__version__}", doing, path, error)
