@@ -1,7 +1,7 @@
-"""A `Driver` without a GPU that is stricter than one: work runs only when somebody waits for it, and misuse is an error.
+"""A `Driver` without a GPU, stricter than one: work runs only when somebody waits for it, and misuse is an error.
 
-Device memory is bytearrays behind made-up addresses that are never used twice. Page-locked memory is real memory, because
-numpy reads it. Freed memory is overwritten and stays known, so that whoever still uses it is found.
+Device memory is bytearrays behind made-up addresses that are never used twice. Page-locked memory is real memory,
+because numpy reads it. Freed memory is overwritten and stays known, so that whoever still uses it is found.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ class FakeDriver:
 
     def _free(self, address: int, *, host: bool) -> None:
         self._forbidden_in_capture("cudaFree")
-        for stream in list(self._streams):  # as cudaFree does
-            self._run(stream)
         memory = self._memory.get(address)
         if memory is None or memory.freed or memory.host != host:
-            raise CudaError(f"CUDA says invalid argument on freeing {address:#x}", code="cudaErrorInvalidValue")
+            raise CudaError(
+                f"CUDA says invalid argument on freeing {address:#x}", code="cudaErrorInvalidValue"
+            )
         memory.freed = True
         memory.view()[:] = bytes([FREED]) * memory.size
 
@@ -251,9 +251,7 @@ class FakeDriver:
         for queue in self._streams.values():
             if queue.captured is not None and queue.capturing_thread == threading.get_ident():
                 queue.broken = call
-                raise CudaError(
-                    f"CUDA says no {call} in a capture", code="cudaErrorStreamCaptureUnsupported"
-                )
+                raise CudaError(f"CUDA says no {call} in a capture", code="cudaErrorStreamCaptureUnsupported")
 
     # The end
 

@@ -137,7 +137,7 @@ def device_array(obj: object, driver: Driver, *, stream: int = LEGACY_STREAM) ->
     if isinstance(interface, Mapping):
         return _by_interface(obj, interface, driver)
     raise CudaError(
-        f"a {type(obj).__module__}.{type(obj).__qualname__} is no array on a device",
+        f"a {type(obj).__module__}.{type(obj).__name__} is no array on a device",
         expected="an object with __dlpack__ or __cuda_array_interface__, such as a torch or CuPy array",
         fix=_TO_DEVICE,
     )
@@ -151,7 +151,7 @@ def _by_dlpack(obj: Any, driver: Driver, stream: int) -> DeviceArray:
     except (BufferError, RuntimeError) as error:
         fix = "detach(), contiguous(), and a dtype that numpy has: float32, float16, int64, ..."
         raise CudaError(
-            f"a {type(obj).__qualname__} cannot be shared: {error}", cause="it says so itself", fix=fix
+            f"a {type(obj).__name__} cannot be shared: {error}", cause="it says so itself", fix=fix
         ) from error
     _check_device(found.device_kind, found.device, driver)
     _check_strides(found.shape, found.strides)

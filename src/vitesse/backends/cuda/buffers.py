@@ -104,14 +104,15 @@ class Buffers(Closing):
         Raises:
             CudaError: nothing of that name, or less than this shape, was reserved.
         """
-        buffer, dtype = self._known(name), np.dtype(dtype)
-        size = prod(shape) * dtype.itemsize
-        if size > buffer.device.size:
+        dtype = np.dtype(dtype)
+        size, room = prod(shape) * dtype.itemsize, self._known(name).device.size
+        if size > room:
             raise CudaError(
                 f"{name!r} of shape {tuple(shape)} {dtype} takes {size:,} bytes",
-                expected=f"at most the {buffer.device.size:,} bytes reserved",
+                expected=f"at most the {room:,} bytes reserved",
                 fix="reserve the largest shape before the work that writes it is enqueued",
             )
+        buffer = self._buffers[name]
         if size:
             self._copy(buffer, buffer.host.address, buffer.device.address, size)
         return _view(buffer, shape, dtype)
