@@ -13,8 +13,8 @@ from onnx import TensorProto
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Attention"})
 # They hand a tensor on without computing.
 _CARRIERS = frozenset({"Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Slice"})
-_HALF = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-_EIGHT = {
+_HALF: Mapping[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+_EIGHT: Mapping[int, str] = {
     TensorProto.INT8: "int8",
     TensorProto.UINT8: "int8",
     **dict.fromkeys((TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2), "fp8"),

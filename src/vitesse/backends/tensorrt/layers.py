@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ def _read(text: str) -> Mapping[str, Any]:
 def _layer(entry: Any) -> Layer:
     if not isinstance(entry, dict):
         return Layer(str(entry))
-    outputs = entry.get("Outputs") or ({},)
+    outputs: Sequence[Any] = entry.get("Outputs") or ({},)
     nodes = tuple(dict.fromkeys(_ONNX_NODE.findall(str(entry.get("Metadata", "")))))
     kind = str(entry.get("LayerType", entry.get("Type", "")))
     return Layer(str(entry.get("Name", "")), kind, _precision(outputs[0]), nodes)
