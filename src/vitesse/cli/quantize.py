@@ -27,6 +27,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--number", choices=["int8", "fp8"], default="int8", help="default: int8")
     parser.add_argument(
+        "--half",
+        action="store_true",
+        help="write FP16 instead of float32 where nothing is quantised, for GPUs",
+    )
+    parser.add_argument(
         "--method", help="how ranges are chosen: minmax, entropy, percentile (default) or mse"
     )
     parser.add_argument(
@@ -74,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
             merge(Recipe(), given),
             number=options.number,
             keep=options.keep or (),
+            half=options.half,
             progress=progress,
         )
     print(f"{options.out}  {made.artifact.bytes / 1e6:.1f} MB")

@@ -78,6 +78,10 @@ class Islands:
         """Of the nodes in FP32, in the graph's order; other graphs made from the same one name them so, too."""
         return tuple(self.found.islands)
 
+    def told(self) -> tuple[str, ...]:
+        """Which images decided, where they were not real, and every island in words."""
+        return (*self.notes, *_told(self.graph, self.found))
+
 
 def find_islands(
     artifact: Artifact,
@@ -109,7 +113,7 @@ def write_half(artifact: Artifact, store: Store, islands: Islands, options: Half
     model = graph.written(found.islands, keep_io=options.keep_io)
     provenance = Provenance(graph.number, artifact.sha256, {"headroom": f"{options.headroom:g}"})
     made = store.put(serialise(model, artifact.spec), artifact.spec, provenance, suffix=".onnx")
-    return Built(made, _changes(graph, found, model), (*islands.notes, *_told(graph, found)))
+    return Built(made, _changes(graph, found, model), (*islands.told(), *_measured(graph, found)))
 
 
 def _images(
@@ -156,7 +160,6 @@ def _changes(graph: HalfGraph, found: Found, model: onnx.ModelProto) -> Mapping[
 
 
 def _told(graph: HalfGraph, found: Found) -> Iterator[str]:
-    """Every island in words, then what it all costs."""
     wiring = Wiring(graph.float_model)
     modules = modules_of(graph.float_model)
     kinds = {node.name: node.op_type for node in graph.float_model.graph.node}
@@ -169,6 +172,10 @@ def _told(graph: HalfGraph, found: Found) -> Iterator[str]:
             else f"{len(group)} nodes, {kinds[group[0]]} … {kinds[group[-1]]}"
         )
         yield f"FP32 island{where} ({what}): {found.islands[group[0]]}"
+
+
+def _measured(graph: HalfGraph, found: Found) -> Iterator[str]:
+    """What was tried in vain, and what it all costs."""
     yield from found.notes
     worst = max(found.loss.by_tensor, key=found.loss.by_tensor.__getitem__, default="")
     if worst:

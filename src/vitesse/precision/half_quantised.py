@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from vitesse.artifact import Artifact, Provenance, Store
+from vitesse.artifact import Provenance, Store
 from vitesse.backends.protocol import Built
 from vitesse.errors import ModelError
 from vitesse.fusion.opset import raise_ir_version, raise_opset
@@ -36,6 +36,7 @@ _SCALE_ERROR = 2.0**-10
 # The largest magnitude that a stored number can have: of uint8 255, of int8 128, of E4M3 448.
 _STORED = 448
 _SCALE = 1
+_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 
 def half_quantised(
@@ -79,17 +80,18 @@ def half_quantised(
 
 
 def to_half_quantised(
-    artifact: Artifact, store: Store, islands: Collection[str], options: HalfOptions, *, stage: str
+    quantised: Built, store: Store, islands: Collection[str], options: HalfOptions, *, stage: str
 ) -> Built:
-    """Store what `half_quantised` makes of an artifact; raises as that does."""
+    """Store what `half_quantised` makes of a quantised artifact, with both steps' changes; raises as that does."""
+    artifact = quantised.artifact
     model, changes = half_quantised(load_onnx(artifact.path), islands, options)
     made = store.put(
         serialise(model, artifact.spec), artifact.spec, Provenance(stage, artifact.sha256), suffix=".onnx"
     )
-    return Built(made, changes)
-
-
-_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+    before = {
+        name.replace("left in FP32", "left in float"): count for name, count in quantised.changes.items()
+    }
+    return Built(made, {**before, **changes}, quantised.notes)
 
 
 def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
