@@ -27,7 +27,7 @@ from vitesse import stages
 from vitesse.artifact import Artifact, Store
 from vitesse.backends import backend
 from vitesse.backends.protocol import Built
-from vitesse.backends.tensorrt.api import load_api
+from vitesse.backends.tensorrt.api import load_api, version_of
 from vitesse.backends.tensorrt.builder import build_plan
 from vitesse.backends.tensorrt.options import BuildOptions
 from vitesse.backends.tensorrt.preparing import prepared
@@ -130,7 +130,7 @@ def results() -> dict[str, Any]:
 def keep(found: dict[str, Any]) -> None:
     """Write the results, with where they come from."""
     found["environment"] = describe()
-    found["tensorrt_rtx"] = load_api("tensorrt_rtx").__version__
+    found["tensorrt_rtx"] = version_of(load_api("tensorrt_rtx"))
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -175,14 +175,12 @@ def graphs(
         yield "fp16", write_half(whole, store, islands, options).artifact
     if not {"int8", "int8+fp16"} & set(wanted):
         return
-    eight = stages.quantize(whole, split, store).artifact
+    eight = stages.quantize(whole, split, store)
     if "int8+fp16" in wanted and islands is not None:
-        yield (
-            "int8+fp16",
-            to_half_quantised(eight, store, islands.found.islands, options, stage="int8+fp16").artifact,
-        )
+        both = to_half_quantised(eight, store, islands.names, options, stage="int8+fp16")
+        yield "int8+fp16", both.artifact
     if "int8" in wanted:
-        yield "int8", eight
+        yield "int8", eight.artifact
 
 
 def rewritten(graph: Artifact, folder: Path) -> dict[str, int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vitesse.artifact import Artifact, Store
 from vitesse.backends import backend
-from vitesse.backends.tensorrt.api import Api, load_api
+from vitesse.backends.tensorrt.api import Api, load_api, version_of
 from vitesse.backends.tensorrt.builder import build_plan
 from vitesse.backends.tensorrt.fitness import current_device, fitness
 from vitesse.backends.tensorrt.manifest import (
@@ -33,7 +33,7 @@ from vitesse.backends.tensorrt.manifest import (
 from vitesse.backends.tensorrt.options import BuildOptions
 from vitesse.backends.tensorrt.profiles import default_profiles, parse_shapes
 from vitesse.engine_record import BuildRecord, find_record, keep_record, record_of
-from vitesse.errors import BackendError, MissingExtra, UsageError, VitesseError
+from vitesse.errors import BackendError, UsageError, VitesseError
 from vitesse.progress import Progress, Silent
 from vitesse.run import Run, key_of
 from vitesse.selection import GPU_TARGETS, Selected, select, select_for
@@ -130,13 +130,13 @@ def build_engines(
     _check_target(target)
     select(run, target, stage)
     order = Order(target, options, run.folder / ENGINES, shapes, batch, rebuild, command)
-    return _built(order, lambda capability: select_for(run, target, stage, capability), progress or Silent())
+    return _built(order, lambda capability: select_for(run, target, stage, capability), progress)
 
 
 def build_file(artifact: Artifact, order: Order, progress: Progress | None = None) -> tuple[EngineRow, ...]:
     """Build a graph that belongs to no run, as it is; raises as `build_engines`."""
     _check_target(order.target)
-    return _built(order, lambda _: artifact, progress or Silent())
+    return _built(order, lambda _: artifact, progress)
 
 
 def engine_for(run: Run, target: str, stage: str = "") -> Artifact:
@@ -217,21 +217,26 @@ def _check_target(target: str) -> None:
 Graph = Selected | Artifact
 
 
-def _built(order: Order, graph: Callable[[str], Graph], progress: Progress) -> tuple[EngineRow, ...]:
+def _built(order: Order, graph: Callable[[str], Graph], progress: Progress | None) -> tuple[EngineRow, ...]:
     if order.target not in _MODULES:
         return (_for_runtime(order, graph("")),)
     api = load_api(_MODULES[order.target])
     if order.shapes:
         order = replace(order, options=replace(order.options, profiles=parse_shapes(order.shapes)))
-    rows = []
-    for capability in _capabilities(order):
-        try:
-            rows.append(_plan(order, api, capability, graph(capability), progress))
-        except MissingExtra:
-            raise
-        except VitesseError as error:
-            rows.append(EngineRow(order.target, capability, refusal=str(error)))
-    return tuple(rows)
+    return tuple(
+        _row(order, api, capability, graph, progress or Silent()) for capability in _capabilities(order)
+    )
+
+
+def _row(
+    order: Order, api: Api, capability: str, graph: Callable[[str], Graph], progress: Progress
+) -> EngineRow:
+    row = EngineRow(order.target, capability)
+    try:
+        row, artifact = _begun(row, graph(capability))
+        return _plan(order, api, row, artifact, progress)
+    except VitesseError as error:
+        return replace(row, refusal=str(error))
 
 
 def _capabilities(order: Order) -> tuple[str, ...]:
@@ -249,25 +254,21 @@ def _capabilities(order: Order) -> tuple[str, ...]:
 
 def _for_runtime(order: Order, graph: Graph) -> EngineRow:
     """Let a runtime that reads ONNX write the graph as it likes it."""
-    selected, artifact = _parts(graph)
-    stage, why = (selected.row.stage, selected.why) if selected else ("", "")
+    row, artifact = _begun(EngineRow(order.target, ""), graph)
+    runtime = backend(order.target)
     try:
-        made = backend(order.target).build(artifact, Store(order.folder))
-    except MissingExtra:
-        raise
+        made = runtime.build(artifact, Store(order.folder))
     except VitesseError as error:
-        return EngineRow(order.target, "", stage, why, refusal=str(error))
+        return replace(row, refusal=str(error))
     counted = tuple(f"{name}: {count}" for name, count in made.changes.items())
-    return EngineRow(order.target, "", stage, why, artifact=made.artifact, notes=(*counted, *made.notes))
+    return replace(row, artifact=made.artifact, notes=(*counted, *made.notes))
 
 
-def _plan(order: Order, api: Api, capability: str, graph: Graph, progress: Progress) -> EngineRow:
-    selected, artifact = _parts(graph)
-    stage, why = (selected.row.stage, selected.why) if selected else ("", "")
-    store = Store(order.folder)
+def _plan(order: Order, api: Api, row: EngineRow, artifact: Artifact, progress: Progress) -> EngineRow:
+    """Take over a plan, or build it; raises VitesseError where the library refuses."""
     options = replace(
         order.options,
-        compute_capabilities=(capability,) if capability else (),
+        compute_capabilities=(row.capability,) if row.capability else (),
         timing_cache=order.folder / f"timing-{order.target}.cache",
     )
     key = _key(order, api, options, artifact)
@@ -275,17 +276,17 @@ def _plan(order: Order, api: Api, capability: str, graph: Graph, progress: Progr
     if known is not None:
         plan, record = known
         manifest = read_manifest(plan)
-        row = EngineRow(order.target, capability, stage, why, manifest.precision, manifest.seconds)
-        return replace(row, artifact=plan_artifact(plan), reused=True, notes=record.notes)
+        row = replace(row, precision=manifest.precision, seconds=manifest.seconds, notes=record.notes)
+        return replace(row, artifact=plan_artifact(plan), reused=True)
     # Imported here because a machine that only runs engines lacks the packages that rewriting needs.
     from vitesse.backends.tensorrt.preparing import prepared
 
+    store = Store(order.folder)
     ready = prepared(artifact, store, name=order.target, distrusts=backend(order.target).distrusts)
     if not options.profiles:
         inputs = graph_inputs(load_onnx(ready.artifact.path))
         options = replace(options, profiles=default_profiles(inputs, order.batch))
     made = build_plan(api, ready.artifact.path, options, progress)
-    device, _ = current_device()
     kept = keep_plan(
         made,
         ready.artifact,
@@ -293,19 +294,22 @@ def _plan(order: Order, api: Api, capability: str, graph: Graph, progress: Progr
         module=_MODULES[order.target],
         store=store,
         command=order.command,
-        device=device,
+        device=current_device()[0],
     )
     notes = (*ready.notes, *made.log)
-    keep_record(kept.path, BuildRecord(key, stage, why, notes))
-    return EngineRow(order.target, capability, stage, why, made.precision, made.seconds, kept, notes=notes)
+    keep_record(kept.path, BuildRecord(key, row.stage, row.why, notes))
+    return replace(row, precision=made.precision, seconds=made.seconds, artifact=kept, notes=notes)
 
 
-def _parts(graph: Graph) -> tuple[Selected | None, Artifact]:
-    return (graph, graph.artifact) if isinstance(graph, Selected) else (None, graph)
+def _begun(row: EngineRow, graph: Graph) -> tuple[EngineRow, Artifact]:
+    """The row with the step it is built from, and the graph of that."""
+    if isinstance(graph, Selected):
+        return replace(row, stage=graph.row.stage, why=graph.why), graph.artifact
+    return row, graph
 
 
 def _key(order: Order, api: Api, options: BuildOptions, artifact: Artifact) -> str:
     """Everything that the bytes of a plan depend on, with the GPU where that decides."""
     chosen = asdict(replace(options, timing_cache=None))
     gpu = None if order.options.compute_capabilities else current_device()[0]
-    return key_of([order.target, api.__version__, artifact.sha256, chosen, order.batch, gpu])
+    return key_of([order.target, version_of(api), artifact.sha256, chosen, order.batch, gpu])

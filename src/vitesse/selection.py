@@ -43,6 +43,14 @@ def select(run: Run, target: str = "", stage: str = "") -> Selected:
     runtimes = targets(target) if target else ()
     if stage:
         row = _named(run, stage)
+        if target in GPU_TARGETS and not _portable(row):
+            known = ", ".join(
+                row.stage for row in run.ledger.rows if _portable(row) and keeps_accuracy(run, row)
+            )
+            raise UsageError(
+                f"the stage {stage} of {run.folder} was written for another runtime than {target}",
+                expected=f"one of: {known}",
+            )
         return Selected(row, _on(run, row, runtimes), f"asked for by --stage {stage}")
     if not runtimes or target not in GPU_TARGETS:
         row = run.ledger.chosen_row()
