@@ -160,19 +160,18 @@ def test_an_output_somebody_holds_outlives_growing_and_closing(fake: FakeDriver)
 
 
 def test_memory_that_nobody_holds_goes_back_to_the_pools(fake: FakeDriver) -> None:
-    with (
-        Stream(fake) as stream,
-        Pool(fake) as device,
-        Pool(fake, host=True) as host,
-        Buffers(fake, stream, device=device, host=host) as buffers,
-    ):
-        buffers.upload("x", np.zeros(100, np.uint8))
-        buffers.download("x", (100,), np.uint8)
+    with Stream(fake) as stream, Pool(fake) as device, Pool(fake, host=True) as host:
+        first = Buffers(fake, stream, device=device, host=host)
+        first.upload("x", np.zeros(100, np.uint8))
+        first.download("x", (100,), np.uint8)
+        first.close()
+        first.close()
         assert device.in_use_bytes == host.in_use_bytes == 0
         assert device.held_bytes == host.held_bytes == 512
-        with Buffers(fake, stream, device=device, host=host) as buffers:
-            buffers.reserve("y", 400)
+        second = Buffers(fake, stream, device=device, host=host)
+        second.reserve("y", 400)
         assert fake.allocations == 2, "the next session takes what the first gave back"
+        second.close()
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3)])

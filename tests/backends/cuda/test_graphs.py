@@ -237,3 +237,32 @@ def test_a_graph_of_copies_reads_what_lies_there_when_it_runs(
             stream.synchronize()
             assert (read == value).all()
         assert (graphs.captures, graphs.replays, dict(graphs.refused)) == (1, 5, {})
+
+
+@pytest.mark.parametrize("forbidden", ["malloc", "synchronize"])
+def test_work_that_cannot_be_captured_is_done_all_the_same(
+    driver: Driver, stream: Stream, device: Pool, host: Pool, forbidden: str
+) -> None:
+    source, middle, to = host.take(4096), device.take(4096), host.take(4096)
+    read, write = (
+        np.frombuffer((ctypes.c_uint8 * 4096).from_address(block.address), np.uint8) for block in (to, source)
+    )
+    made: list[int] = []
+
+    def enqueue() -> None:
+        driver.copy(middle.address, source.address, 4096, stream.handle)
+        if forbidden == "malloc":
+            made.append(driver.malloc(4096))
+        else:
+            driver.synchronize(stream.handle)
+        driver.copy(to.address, middle.address, 4096, stream.handle)
+
+    with GraphCache(driver, stream) as graphs:
+        for value in range(1, 6):
+            write[:] = value
+            graphs.run("a", enqueue)
+            stream.synchronize()
+            assert (read == value).all()
+        assert graphs.captures == 0 and list(graphs.refused) == ["a"]
+    for address in made:
+        driver.free(address)

@@ -46,6 +46,11 @@ class DeviceArray:
     driver: Driver | None = None
 
     @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Size of the values in bytes."""
         return prod(self.shape) * self.dtype.itemsize
