@@ -18,7 +18,7 @@ from vitesse.backends.tensorrt.options import BuildOptions, BuiltPlan
 from vitesse.backends.tensorrt.parsing import check_quantisation, name_of, not_built, parse, read_graph
 from vitesse.backends.tensorrt.profiles import check_profiles
 from vitesse.backends.tensorrt.progress import interruptible, monitor
-from vitesse.backends.tensorrt.settings import add_profiles, configure, creation_flags, set_types
+from vitesse.backends.tensorrt.settings import NOT_THERE, add_profiles, configure, creation_flags, set_types
 from vitesse.backends.tensorrt.timing_cache import save_timing_cache, use_timing_cache
 from vitesse.progress import Progress, Silent
 from vitesse.sources.signature import graph_inputs
@@ -81,8 +81,10 @@ def _build(
     settings["types"] = set_types(api, features, network, config, types)
     add_profiles(api, builder, config, options.profiles)
     cache = None
-    if options.timing_cache is not None and features.timing_cache:
-        cache = use_timing_cache(config, options.timing_cache)
+    if options.timing_cache is not None:
+        settings["timing cache"] = NOT_THERE
+        if features.timing_cache:
+            cache = use_timing_cache(config, options.timing_cache)
     goal = f"for {settings['built for']}"
     progress.stage("build", f"{types.precision} engine {goal}", 100)
     stop = threading.Event()

@@ -102,7 +102,8 @@ def monitor(base: Any, progress: Progress, stop: threading.Event) -> tensorrt.IP
         def phase_finish(self, phase_name: str) -> None:
             with lock:
                 share.end(phase_name)
-                tell()
+                if not stop.is_set():  # phases that are given up end, too
+                    tell()
 
     native: tensorrt.IProgressMonitor = Native()
     return native

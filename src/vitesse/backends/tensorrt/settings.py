@@ -15,7 +15,7 @@ from vitesse.errors import BackendError, UsageError
 if TYPE_CHECKING:
     import tensorrt
 
-_NOT_THERE = "not set: this module has no such setting"
+NOT_THERE = "not set: this module has no such setting"
 _LEVELS = range(6)
 _FLAG_OF = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8", "fp8": "FP8"}
 # Layers of a weakly typed network that compute nothing, or whose type is what they are for.
@@ -64,14 +64,14 @@ def configure(
             raise UsageError(f"builder level {options.level}", expected="0 (fast build) to 5 (fast engine)")
         if features.optimization_level:
             config.builder_optimization_level = options.level
-        settings["level"] = str(options.level) if features.optimization_level else _NOT_THERE
+        settings["level"] = str(options.level) if features.optimization_level else NOT_THERE
     if features.detailed_verbosity:
         config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
-    settings["layer information"] = "detailed" if features.detailed_verbosity else _NOT_THERE
+    settings["layer information"] = "detailed" if features.detailed_verbosity else NOT_THERE
     if options.version_compatible:
         if features.version_compatible:
             config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
-        settings["version compatible"] = "yes" if features.version_compatible else _NOT_THERE
+        settings["version compatible"] = "yes" if features.version_compatible else NOT_THERE
     return settings
 
 
