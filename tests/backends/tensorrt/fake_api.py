@@ -9,6 +9,7 @@ It stands for nothing that NVIDIA ships, and says nothing about how that behaves
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -69,11 +70,16 @@ class World:
     driver: FakeDriver
     deserialised: list[bytes] = field(default_factory=list)
     engines: list[Any] = field(default_factory=list)
-    contexts: list[Any] = field(default_factory=list)
+    made: list[weakref.ref[Any]] = field(default_factory=list)
     caches: list[Any] = field(default_factory=list)
     validity: tuple[Any, int] = (EngineValidity.VALID, 0)
     cache_accepted: bool = True
     capturable: bool = True
+
+    @property
+    def contexts(self) -> list[Any]:
+        """The contexts that are alive, in the order in which they were made."""
+        return [context for made in self.made if (context := made()) is not None]
 
 
 class ILogger:
@@ -89,7 +95,7 @@ class Context:
     def __init__(self, engine: Any, *, memory: bool, exclusive: bool) -> None:
         self.engine, self.world, self.network = engine, engine.world, engine.network
         self._exclusive = exclusive
-        taken = {other.active_optimization_profile for other in engine.contexts} if exclusive else set()
+        taken = {other.active_optimization_profile for other in self.world.contexts} if exclusive else set()
         self.active_optimization_profile = -1 if 0 in taken else 0
         self.version = 0
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -98,12 +104,11 @@ class Context:
         self.calls: list[str] = []
         if -1 not in self.network.shape:
             self.shapes["images"] = tuple(self.network.shape)
-        engine.contexts.append(self)
-        self.world.contexts.append(self)
+        self.world.made.append(weakref.ref(self))
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self.calls.append(f"profile {index}")
-        taken = {other.active_optimization_profile for other in self.engine.contexts if other is not self}
+        taken = {other.active_optimization_profile for other in self.world.contexts if other is not self}
         if self._exclusive and index in taken:
             return False
         self.version += 1
@@ -149,12 +154,16 @@ class Context:
         dtype = np.dtype(_NUMPY[self.network.dtype])
         source, shape = self.addresses["images"], self.shapes["images"]
         to, made = self.addresses["doubled"], self.get_tensor_shape("doubled")
+        context, written = weakref.ref(self), self.network.scratch
 
         def act() -> None:
-            if self.version != version:
+            alive = context()
+            if alive is None:
+                driver.misuses.append("work of a context ran that was destroyed before")
+            elif alive.version != version:
                 driver.misuses.append("a graph ran whose context was changed after it was captured")
             if scratch and scratch[0]:
-                driver.poke(scratch[0], b"\1" * self.network.scratch)
+                driver.poke(scratch[0], b"\1" * written)
             values = np.frombuffer(driver.peek(source, prod(shape) * dtype.itemsize), dtype)
             driver.poke(to, np.resize(values * dtype.type(2), made).tobytes())
 
@@ -191,7 +200,6 @@ class Engine:
 
     def __init__(self, world: World, network: Network, log: Callable[[str, str], None]) -> None:
         self.world, self.network, self.log = world, network, log
-        self.contexts: list[Context] = []
         self.num_io_tensors = 2
         world.engines.append(self)
 

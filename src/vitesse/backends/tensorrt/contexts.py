@@ -31,11 +31,19 @@ Shapes = tuple[tuple[str, Shape], ...]
 KEPT = 8
 
 
-class Ready:
-    """A context that is set to shapes. `key` names this context in this state; it never comes again for another."""
+class ProfileHeld(BackendError):
+    """Another context holds the optimisation profile; versions before 10 lend it to one at a time."""
 
-    def __init__(self, context: tensorrt.IExecutionContext, number: int) -> None:
+
+class Ready:
+    """A context that is set to shapes. `key` names this context in this state; it never comes again for another.
+
+    `alone` says that its shapes never change, so that a captured CUDA graph stays valid.
+    """
+
+    def __init__(self, context: tensorrt.IExecutionContext, number: int, *, alone: bool) -> None:
         self._context = context
+        self.alone = alone
         self._number = number
         self._bound: dict[str, int] = {}
         self.shapes: Shapes = ()
@@ -50,12 +58,13 @@ class Ready:
         """Choose the profile, set the input shapes, and learn the output shapes.
 
         Raises:
-            BackendError: the profile is held by another context, a shape is refused, or outputs depend on values.
+            ProfileHeld: another context has the profile.
+            BackendError: a shape is refused, or outputs depend on values.
         """
         self.shapes = ()  # until all is set; an error on the way must not leave an old claim
         if self._context.active_optimization_profile != profile:
             if not self._context.set_optimization_profile_async(profile, stream.handle):
-                raise BackendError(
+                raise ProfileHeld(
                     f"TensorRT refuses profile {profile + 1} of the engine",
                     expected="a profile that no other context holds",
                     cause="this version lets one context at a time use a profile",
@@ -119,10 +128,12 @@ class Contexts(Closing):
         self._shared: Ready | None = None
         size = settings.scratch_bytes()
         self._scratch: Block | None = device.take(size, owner="scratch memory") if size else None
-        self.made = 0
+        self._one_a_profile = False
 
     def own(self, shapes: Shapes) -> Ready:
-        """Return the context that only ever has these shapes."""
+        """Return the context that only ever has these shapes; the shared one where a profile has no second context."""
+        if self._one_a_profile:
+            return self.shared(shapes)
         ready = self._own.get(shapes)
         if ready is not None:
             self._own.move_to_end(shapes)
@@ -130,15 +141,22 @@ class Contexts(Closing):
         if len(self._own) >= KEPT:
             self._stream.synchronize()
             self._own.popitem(last=False)
-        ready = self._make()
-        ready.set(shapes, profile_for(dict(shapes), self._profiles), self._stream)
+        ready = self._make(alone=True)
+        try:
+            ready.set(shapes, profile_for(dict(shapes), self._profiles), self._stream)
+        except ProfileHeld:
+            # Contexts of its own may hold the profiles; from here on the shared one goes through all of them.
+            self._one_a_profile = True
+            self._stream.synchronize()
+            self._own.clear()
+            return self.shared(shapes)
         self._own[shapes] = ready
         return ready
 
     def shared(self, shapes: Shapes) -> Ready:
         """Return the context that is set anew whenever the shapes change."""
         if self._shared is None:
-            self._shared = self._make()
+            self._shared = self._make(alone=False)
         if self._shared.shapes != shapes:
             # Its settings are read while a run is enqueued, and the run before may still use its memory.
             self._stream.synchronize()
@@ -153,9 +171,8 @@ class Contexts(Closing):
             scratch, self._scratch = self._scratch, None
             self._pool.give(scratch)
 
-    def _make(self) -> Ready:
+    def _make(self, *, alone: bool) -> Ready:
         context = self._settings.create()
         if self._scratch is not None:
             self._settings.lend(context, self._scratch.address, self._scratch.size)
-        self.made += 1
-        return Ready(context, next(self._numbers))
+        return Ready(context, next(self._numbers), alone=alone)

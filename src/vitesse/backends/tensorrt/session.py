@@ -169,7 +169,7 @@ class TensorRtSession(Closing):
         return {info.name: self._buffers.device(info.name) for info in engine.outputs}
 
     def _work(self, ready: Ready) -> None:
-        if not self._capturing or not ready.capturable(self._stream):
+        if not ready.alone or not ready.capturable(self._stream):
             ready.enqueue(self._stream)
             return
         if self._buffers.addresses() != self._addresses:
