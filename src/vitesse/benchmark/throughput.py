@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from vitesse.artifact import Artifact
 from vitesse.backends import backend
-from vitesse.backends.protocol import Engine, LoadOptions, Session, Tensors
+from vitesse.backends.protocol import Engine, LoadOptions, Tensors
 from vitesse.benchmark.latency import warm_up
+from vitesse.benchmark.load import saturate
 from vitesse.benchmark.quiet import ForeignLoad, settle
 from vitesse.environment import usable_cores
 from vitesse.errors import DataError
@@ -66,50 +65,16 @@ def throughput(
                 warm_up(session, feeds, limit_s=2.0)
             settle()
             watch = ForeignLoad()
-            ends, images = _saturate(opened, feeds, _images_of(engine, feeds), seconds)
-            return Throughput(
-                images / seconds, count, threads, seconds, images, tuple(sorted(ends)), watch.cores()
-            )
+            load = saturate(opened, feeds, images_of(engine, feeds), seconds)
+            inside = [call for call in load.calls if call.end_s <= seconds]
+            images, ends = sum(call.images for call in inside), sorted(call.end_s for call in inside)
+            return Throughput(images / seconds, count, threads, seconds, images, tuple(ends), watch.cores())
         finally:
             for session in opened:
                 session.close()
 
 
-def _images_of(engine: Engine, feeds: Sequence[Tensors]) -> list[int]:
+def images_of(engine: Engine, feeds: Sequence[Tensors]) -> list[int]:
+    """Return how many images each feed holds: the first dimension of the graph's first input."""
     first = engine.inputs[0].name
     return [one[first].shape[0] if one[first].ndim else 1 for one in feeds]
-
-
-def _saturate(
-    sessions: Sequence[Session], feeds: Sequence[Tensors], images: Sequence[int], seconds: float
-) -> tuple[list[float], int]:
-    """Return when the calls inside the window ended and how many images they held; raises what a worker raised."""
-    done: list[tuple[float, int]] = []
-    failed: list[BaseException] = []
-    barrier = threading.Barrier(len(sessions) + 1)
-    began = 0.0
-
-    def work(session: Session, turn: int) -> None:
-        try:
-            barrier.wait()
-            while not failed and time.perf_counter() - began < seconds:
-                session.run(feeds[turn % len(feeds)])
-                done.append((time.perf_counter() - began, images[turn % len(feeds)]))
-                turn += 1
-        except BaseException as error:
-            failed.append(error)
-
-    workers = [
-        threading.Thread(target=work, args=(session, turn), daemon=True)
-        for turn, session in enumerate(sessions)
-    ]
-    for worker in workers:
-        worker.start()
-    began = time.perf_counter()
-    barrier.wait()
-    for worker in workers:
-        worker.join()
-    if failed:
-        raise failed[0]
-    inside = [(end, count) for end, count in done if end <= seconds]
-    return [end for end, _ in inside], sum(count for _, count in inside)
