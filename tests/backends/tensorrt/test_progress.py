@@ -6,13 +6,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import fashion
 from vitesse.backends.tensorrt.api import load_api
 from vitesse.backends.tensorrt.builder import build_plan
+from vitesse.backends.tensorrt.logger import Log
 from vitesse.backends.tensorrt.options import BuildOptions
 from vitesse.backends.tensorrt.profiles import parse_shapes
 from vitesse.backends.tensorrt.progress import Share, interruptible, monitor
@@ -176,7 +176,7 @@ def test_a_real_build_tells_its_progress_to_the_end() -> None:
     assert min(heard.advances) > 0
 
 
-def test_ctrl_c_stops_a_real_build_of_seconds_before_it_compiles(handler: object, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_real_build_of_seconds_before_it_compiles(handler: object) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     heard = Heard(lambda: threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start())
     with pytest.raises(KeyboardInterrupt):
@@ -184,3 +184,20 @@ def test_ctrl_c_stops_a_real_build_of_seconds_before_it_compiles(handler: object
     # The compiler's phase lies behind two thirds; the build was abandoned in an earlier one.
     assert sum(heard.advances) < 66
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_within_a_callback_of_the_library_is_not_lost(
+    handler: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    heard, sent = Heard(), []
+
+    def once(log: Log, severity: str, text: str) -> None:
+        if not sent:
+            sent.append(text)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Log, "add", once)  # the first message comes while the graph is parsed
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(load_api("tensorrt_rtx"), fashion.DETR, _options(), heard)
+    assert sent and sum(heard.advances) < 66

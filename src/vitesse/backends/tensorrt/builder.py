@@ -55,9 +55,12 @@ def build_plan(
     graph = read_graph(model, name)
     check_quantisation(graph, name, title_of(api))
     check_profiles(graph_inputs(graph), options.profiles)
-    log = Log(api, verbose=options.verbose)
+    log, stop = Log(api, verbose=options.verbose), threading.Event()
     try:
-        return _build(api, features, model, graph, options, progress, log, start)
+        # All of it: a KeyboardInterrupt that Python raises within a callback of the parser would be swallowed there.
+        return interruptible(
+            lambda: _build(api, features, model, graph, options, progress, log, stop, start), stop
+        )
     finally:
         log.clear()
 
@@ -70,6 +73,7 @@ def _build(
     options: BuildOptions,
     progress: Progress,
     log: Log,
+    stop: threading.Event,
     start: float,
 ) -> BuiltPlan:
     builder = api.Builder(log.native)
@@ -87,10 +91,9 @@ def _build(
             cache = use_timing_cache(config, options.timing_cache)
     goal = f"for {settings['built for']}"
     progress.stage("build", f"{types.precision} engine {goal}", 100)
-    stop = threading.Event()
     if features.progress_monitor:
         config.progress_monitor = monitor(cast("Any", api).IProgressMonitor, progress, stop)
-    plan = interruptible(lambda: _serialised(features, builder, network, config), stop)
+    plan = _serialised(features, builder, network, config)
     del parser  # until here it owned weights of the network
     if plan is None:
         raise not_built(title_of(api), name_of(model), goal, graph, log)

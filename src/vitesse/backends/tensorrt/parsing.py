@@ -104,7 +104,7 @@ def check_quantisation(graph: onnx.ModelProto, name: str, title: str) -> None:
     ]
     if found:
         node, why = found[0]
-        more = f", and {len(found) - 1} more nodes like it" if len(found) > 1 else ""
+        more = f", and {len(found) - 1} more like it" if len(found) > 1 else ""
         raise BackendError(
             f"{title} cannot run the quantisation of {name}: {placed(node)} has {why}{more}",
             expected=_SYMMETRIC,
