@@ -20,18 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx
 from ledgers import CASES, ROOT, environment_text, in_cell, with_section
 
 from vitesse import stages
 from vitesse.artifact import Artifact, Store
 from vitesse.backends import backend
-from vitesse.backends.protocol import Built
 from vitesse.backends.tensorrt.api import load_api, version_of
-from vitesse.backends.tensorrt.builder import build_plan
+from vitesse.backends.tensorrt.building import build_artifact
 from vitesse.backends.tensorrt.options import BuildOptions
-from vitesse.backends.tensorrt.preparing import prepared
-from vitesse.backends.tensorrt.profiles import default_profiles
 from vitesse.data.dataset import open_calibration
 from vitesse.engines import BATCH, EngineRow, Order, build_file
 from vitesse.environment import describe
@@ -39,7 +35,6 @@ from vitesse.metadata import serialise
 from vitesse.precision.half import find_islands, write_half
 from vitesse.precision.half_quantised import to_half_quantised
 from vitesse.recipe import HalfOptions
-from vitesse.sources.signature import graph_inputs
 from vitesse.stages import CalibrationFeeds
 
 RESULTS = ROOT / "benchmarks" / "results" / "aot_rtx.json"
@@ -150,7 +145,7 @@ def compiled(name: str, wanted: Mapping[str, Sequence[str]], *, together: bool =
             rows = build_file(graph, Order(TARGET, options, folder / "engines", rebuild=True))
             found[form] = {
                 "onnx_bytes": graph.bytes,
-                "rewritten": rewritten(graph, folder),
+                "rewritten": {name: count for row in rows for name, count in row.changes.items()},
                 "engines": {row.capability: told(row, temporary) for row in rows},
             }
             if together:
@@ -183,23 +178,20 @@ def graphs(
         yield "int8", eight.artifact
 
 
-def rewritten(graph: Artifact, folder: Path) -> dict[str, int]:
-    return dict(ready(graph, folder).changes)
-
-
-def ready(graph: Artifact, folder: Path) -> Built:
-    """The graph as it is given to the builder."""
-    return prepared(graph, Store(folder / "engines"), name=TARGET, distrusts=backend(TARGET).distrusts)
-
-
 def joint_plans(graph: Artifact, taken: Sequence[str], folder: Path) -> dict[str, Any]:
     """One plan for several compute capabilities, to hold against those for one: does it have their kernels?"""
     sets = (tuple(taken), tuple(one for one in taken if one != "sm75"))
     found: dict[str, Any] = {}
     for some in (some for some in sets if len(some) > 1):
-        file = ready(graph, folder).artifact.path
-        profiles = default_profiles(graph_inputs(onnx.load(file)), BATCH)
-        built = build_plan(load_api("tensorrt_rtx"), file, BuildOptions(profiles, compute_capabilities=some))
+        built = build_artifact(
+            load_api("tensorrt_rtx"),
+            graph,
+            BuildOptions(compute_capabilities=some),
+            store=Store(folder / "engines"),
+            name=TARGET,
+            distrusts=backend(TARGET).distrusts,
+            batch=BATCH,
+        ).plan
         found[",".join(some)] = {"seconds": round(built.seconds, 2), "bytes": len(built.plan)}
     return found
 

@@ -9,6 +9,7 @@ from engine_runs import FP16, FP32, AnApi, FakeBuilds, a_run
 from fashion import VIT
 from vitesse import engines
 from vitesse.backends.protocol import Built
+from vitesse.backends.tensorrt import building
 from vitesse.backends.tensorrt.options import Profile, ShapeRange
 from vitesse.cli import build
 from vitesse.cli.values import batch_range, bytes_of
@@ -25,7 +26,7 @@ class Runtime:
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> FakeBuilds:
     made = FakeBuilds()
-    monkeypatch.setattr(engines, "build_plan", made)
+    monkeypatch.setattr(building, "build_plan", made)
     monkeypatch.setattr(engines, "load_api", lambda _: AnApi())
     monkeypatch.setattr(engines, "backend", lambda _: Runtime())
     monkeypatch.setattr(engines, "current_device", lambda: (None, "there is no driver"))

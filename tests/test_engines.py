@@ -14,6 +14,7 @@ from vitesse import engines
 from vitesse.artifact import Artifact
 from vitesse.backends.cuda.driver import Device
 from vitesse.backends.protocol import Built
+from vitesse.backends.tensorrt import building
 from vitesse.backends.tensorrt.fitness import Fitness
 from vitesse.backends.tensorrt.manifest import read_manifest
 from vitesse.backends.tensorrt.options import BuildOptions, Profile, ShapeRange
@@ -42,7 +43,7 @@ class Runtime:
 def builds(monkeypatch: pytest.MonkeyPatch) -> FakeBuilds:
     """Nothing is compiled, and no library or GPU is needed."""
     made = FakeBuilds()
-    monkeypatch.setattr(engines, "build_plan", made)
+    monkeypatch.setattr(building, "build_plan", made)
     monkeypatch.setattr(engines, "load_api", lambda _: AnApi())
     monkeypatch.setattr(engines, "backend", lambda _: Runtime())
     monkeypatch.setattr(engines, "current_device", lambda: (None, "there is no driver"))
@@ -165,13 +166,17 @@ def test_attention_in_fp32_is_written_out_before_the_build(tmp_path: Path, build
     run = a_run(tmp_path, {"source": attention(TensorProto.FLOAT)})
     (row,) = built(run, "sm86", shapes="q=1x2x4x8,k=1x2x4x8,v=1x2x4x8")
     assert builds.asked[0][0].startswith("lower-tensorrt-rtx")
+    assert row.changes == {"lowered:attention": 1}
     assert any("Attention in FP32" in note for note in row.notes)
+    (again,) = built(run, "sm86", shapes="q=1x2x4x8,k=1x2x4x8,v=1x2x4x8")
+    assert again.reused
+    assert (again.changes, again.notes) == (row.changes, row.notes)
 
 
 def test_an_onnx_runtime_target_keeps_what_the_runtime_made(run: Run, builds: FakeBuilds) -> None:
     (row,) = built(run, target="cuda")
     assert row.name == "cuda"
-    assert row.notes == ("rewritten: 3", "a note")
+    assert (row.changes, row.notes) == ({"rewritten": 3}, ("a note",))
     assert row.artifact is not None
     (refused,) = built(run, target="cuda", stage="fuse")
     assert refused.artifact is None

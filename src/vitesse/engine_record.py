@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vitesse.backends.tensorrt.manifest import PLAN_SUFFIX, ManifestError, read_manifest
@@ -12,11 +13,12 @@ from vitesse.storage import sha256_of, write_atomically
 
 @dataclass(frozen=True)
 class BuildRecord:
-    """A finished build: the hash of everything it depends on, the step of the run, why that one, and what was said."""
+    """A finished build: the hash of everything it depends on, and what its `engines.EngineRow` says."""
 
     key: str
     stage: str = ""
     why: str = ""
+    changes: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -34,8 +36,10 @@ def record_of(plan: Path) -> BuildRecord | None:
     """Return the record of a plan; None where it is absent or damaged, and then the plan is nobody's build."""
     try:
         raw = json.loads(record_path(plan).read_text(encoding="utf-8"))
-        return BuildRecord(str(raw["key"]), str(raw["stage"]), str(raw["why"]), tuple(map(str, raw["notes"])))
-    except (OSError, ValueError, KeyError, TypeError):
+        changes = {str(name): int(count) for name, count in raw["changes"].items()}
+        notes = tuple(map(str, raw["notes"]))
+        return BuildRecord(str(raw["key"]), str(raw["stage"]), str(raw["why"]), changes, notes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -12,14 +12,13 @@ kernels), and what one of them refuses fails all. docs/tensorrt.md has the figur
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vitesse.artifact import Artifact, Store
 from vitesse.backends import backend
 from vitesse.backends.tensorrt.api import Api, load_api, version_of
-from vitesse.backends.tensorrt.builder import build_plan
 from vitesse.backends.tensorrt.fitness import current_device, fitness
 from vitesse.backends.tensorrt.manifest import (
     BACKENDS,
@@ -31,14 +30,12 @@ from vitesse.backends.tensorrt.manifest import (
     read_manifest,
 )
 from vitesse.backends.tensorrt.options import BuildOptions
-from vitesse.backends.tensorrt.profiles import default_profiles, parse_shapes
+from vitesse.backends.tensorrt.profiles import parse_shapes
 from vitesse.engine_record import BuildRecord, find_record, keep_record, record_of
 from vitesse.errors import BackendError, UsageError, VitesseError
 from vitesse.progress import Progress, Silent
 from vitesse.run import Run, key_of
 from vitesse.selection import GPU_TARGETS, Selected, select, select_for
-from vitesse.sources.onnx_file import load_onnx
-from vitesse.sources.signature import graph_inputs
 
 ENGINES = "engines"
 BATCH = (1, 1, 8)  # smallest, usual and largest
@@ -57,7 +54,8 @@ class EngineRow:
         seconds: parsing and building; of an engine that was there already, when it was built.
         artifact: None where there is no engine; `refusal` says why.
         reused: the same engine was there already.
-        notes: what was rewritten before the build, and what the library warned of.
+        changes: what was rewritten before the build, name → count.
+        notes: why that was rewritten, and what the library warned of.
     """
 
     target: str
@@ -68,6 +66,7 @@ class EngineRow:
     seconds: float = 0.0
     artifact: Artifact | None = None
     reused: bool = False
+    changes: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     refusal: str = ""
 
@@ -260,8 +259,7 @@ def _for_runtime(order: Order, graph: Graph) -> EngineRow:
         made = runtime.build(artifact, Store(order.folder))
     except VitesseError as error:
         return replace(row, refusal=str(error))
-    counted = tuple(f"{name}: {count}" for name, count in made.changes.items())
-    return replace(row, artifact=made.artifact, notes=(*counted, *made.notes))
+    return replace(row, artifact=made.artifact, changes=made.changes, notes=made.notes)
 
 
 def _plan(order: Order, api: Api, row: EngineRow, artifact: Artifact, progress: Progress) -> EngineRow:
@@ -276,29 +274,34 @@ def _plan(order: Order, api: Api, row: EngineRow, artifact: Artifact, progress: 
     if known is not None:
         plan, record = known
         manifest = read_manifest(plan)
-        row = replace(row, precision=manifest.precision, seconds=manifest.seconds, notes=record.notes)
-        return replace(row, artifact=plan_artifact(plan), reused=True)
+        row = replace(row, precision=manifest.precision, seconds=manifest.seconds, reused=True)
+        return replace(row, artifact=plan_artifact(plan), changes=record.changes, notes=record.notes)
     # Imported here because a machine that only runs engines lacks the packages that rewriting needs.
-    from vitesse.backends.tensorrt.preparing import prepared
+    from vitesse.backends.tensorrt.building import build_artifact
 
     store = Store(order.folder)
-    ready = prepared(artifact, store, name=order.target, distrusts=backend(order.target).distrusts)
-    if not options.profiles:
-        inputs = graph_inputs(load_onnx(ready.artifact.path))
-        options = replace(options, profiles=default_profiles(inputs, order.batch))
-    made = build_plan(api, ready.artifact.path, options, progress)
-    kept = keep_plan(
-        made,
-        ready.artifact,
+    made = build_artifact(
+        api,
+        artifact,
         options,
+        store=store,
+        name=order.target,
+        distrusts=backend(order.target).distrusts,
+        batch=order.batch,
+        progress=progress,
+    )
+    kept = keep_plan(
+        made.plan,
+        made.graph.artifact,
+        made.options,
         module=_MODULES[order.target],
         store=store,
         command=order.command,
         device=current_device()[0],
     )
-    notes = (*ready.notes, *made.log)
-    keep_record(kept.path, BuildRecord(key, row.stage, row.why, notes))
-    return replace(row, precision=made.precision, seconds=made.seconds, artifact=kept, notes=notes)
+    row = replace(row, changes=made.graph.changes, notes=(*made.graph.notes, *made.plan.log))
+    keep_record(kept.path, BuildRecord(key, row.stage, row.why, row.changes, row.notes))
+    return replace(row, precision=made.plan.precision, seconds=made.plan.seconds, artifact=kept)
 
 
 def _begun(row: EngineRow, graph: Graph) -> tuple[EngineRow, Artifact]:

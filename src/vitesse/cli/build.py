@@ -131,4 +131,5 @@ def _said(row: EngineRow) -> list[str]:
             str(row.artifact.path),
         )
         head = "  ".join((row.name, *filter(None, parts)))
-    return [head, *(f"  {line}" for line in (row.why, *row.notes) if line)]
+    changes = (f"{name}: {count}" for name, count in row.changes.items())
+    return [head, *(f"  {line}" for line in (row.why, *changes, *row.notes) if line)]

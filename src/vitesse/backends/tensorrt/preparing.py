@@ -25,8 +25,13 @@ TURING = "sm75"
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Attention"})
 
 
-def prepared(artifact: Artifact, store: Store, *, name: str, distrusts: Collection[str]) -> Built:
-    """Rewrite what the runtime `name` computes wrongly (`distrusts`) and Attention in FP32, for which it has no kernel.
+def prepared(
+    artifact: Artifact, store: Store, *, name: str, distrusts: Collection[str], refuses: Collection[str] = ()
+) -> Built:
+    """Rewrite what the runtime `name` computes wrongly or refuses, and Attention in FP32, for which it has no kernel.
+
+    Args:
+        distrusts, refuses: names of rewrites; each is done where its operator is in the graph.
 
     Returns:
         The artifact itself where nothing had to be rewritten; otherwise a new one in `store`, and why.
@@ -35,7 +40,7 @@ def prepared(artifact: Artifact, store: Store, *, name: str, distrusts: Collecti
         ModelError: the file is not whole and valid. NotVerified: a rewrite broke the graph's contract.
     """
     model = load_onnx(artifact.path)
-    reasons = _needed(model, name, distrusts)
+    reasons = _needed(model, name, distrusts, refuses)
     if not reasons:
         return Built(artifact)
     lowered = lower_model(model, list(reasons))
@@ -65,14 +70,18 @@ def unfit_for(model: onnx.ModelProto, capability: str) -> str:
     )
 
 
-def _needed(model: onnx.ModelProto, name: str, distrusts: Collection[str]) -> Mapping[str, str]:
+def _needed(
+    model: onnx.ModelProto, name: str, distrusts: Collection[str], refuses: Collection[str]
+) -> Mapping[str, str]:
     """Rewrite → why, in the order in which their operators come."""
     found: dict[str, str] = {}
     for operator in dict.fromkeys(_operators(model)):
         rewrite = rewrite_of(operator)
         if rewrite is not None and rewrite.name in distrusts:
             found[rewrite.name] = f"{rewrite.name}: {name} is known to compute {operator} wrongly"
-    if "Attention" in _operators(model):
+        elif rewrite is not None and rewrite.name in refuses:
+            found[rewrite.name] = f"{rewrite.name}: {name} refuses {operator} as it stands in this graph"
+    if "attention" not in found and "Attention" in _operators(model):
         types = element_types(model)
         whole = sum(node.op_type == "Attention" and _in_fp32(node, types) for node in model.graph.node)
         if whole:
