@@ -9,6 +9,7 @@ It stands for nothing that NVIDIA ships, and says nothing about how that behaves
 from __future__ import annotations
 
 import json
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from backends.cuda.fake_driver import FakeDriver
+from vitesse.backends.cuda.driver import Driver
 
 DataType = Enum("DataType", "FLOAT HALF INT8 INT32 INT64 BOOL UINT8 BF16 FP8")
 TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
@@ -63,11 +65,32 @@ class Network:
         return b"fake" + json.dumps(asdict(self)).encode()
 
 
+class WatchedDriver(FakeDriver):
+    """Notes which threads have called it: a real driver makes its GPU the current one of those threads alone."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+        super().__init__()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _CALLS:
+            object.__getattribute__(self, "threads").add(threading.get_ident())
+        return object.__getattribute__(self, name)
+
+    def check_current(self) -> None:
+        """TensorRT works on the current GPU of the thread that calls it."""
+        if threading.get_ident() not in self.threads:
+            self.misuses.append("TensorRT was called on a thread whose current GPU nobody had set")
+
+
+_CALLS = frozenset(name for name in vars(Driver) if not name.startswith("_") and name != "device")
+
+
 @dataclass
 class World:
     """What the tests look at: the driver, and everything that was asked of the module."""
 
-    driver: FakeDriver
+    driver: WatchedDriver = field(default_factory=WatchedDriver)
     deserialised: list[bytes] = field(default_factory=list)
     engines: list[Any] = field(default_factory=list)
     made: list[weakref.ref[Any]] = field(default_factory=list)
@@ -94,6 +117,7 @@ class Context:
 
     def __init__(self, engine: Any, *, memory: bool, exclusive: bool) -> None:
         self.engine, self.world, self.network = engine, engine.world, engine.network
+        self.world.driver.check_current()
         self._exclusive = exclusive
         taken = {other.active_optimization_profile for other in self.world.contexts} if exclusive else set()
         self.active_optimization_profile = -1 if 0 in taken else 0
@@ -140,6 +164,7 @@ class Context:
         return address % 4 == 0
 
     def execute_async_v3(self, stream: int) -> bool:
+        self.world.driver.check_current()
         if self.network.fails:
             self.engine.log("ERROR", self.network.fails)
             return False
@@ -304,6 +329,7 @@ def fake_api(world: World, kind: str = "new", *, version: str = "10.13.0", name:
             self._logger = logger
 
         def deserialize_cuda_engine(self, content: bytes) -> Any:
+            world.driver.check_current()
             world.deserialised.append(bytes(content))
             if not content.startswith(b"fake"):
                 self._logger.log(Severity.ERROR, "magicTag does not match")

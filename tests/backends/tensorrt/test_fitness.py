@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from backends.cuda.fake_driver import H100, FakeDriver
+from backends.cuda.fake_driver import H100
 from backends.tensorrt.fake_api import EngineValidity, World, fake_api
 from backends.tensorrt.plans import RTX_4090, doubling, kept_plan
 from vitesse.backends.tensorrt.fitness import current_device, examine, fitness
@@ -23,7 +23,7 @@ from vitesse.errors import ModelError
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    made = World(FakeDriver())
+    made = World()
     yield made
     assert made.deserialised == [], "judging must not deserialise"
 

@@ -74,6 +74,9 @@ class _TensorRt:
             BackendError: names the operator that TensorRT refuses, or says that there is no GPU.
             UsageError: more than the batch is free.
         """
+        api = load_api(self.module)
+        device, why = current_device()
+        capabilities = self._capabilities(api, device, why)
         # Imported here because deployment loads this module without the packages that building needs.
         from vitesse.backends.tensorrt.builder import build_plan
         from vitesse.backends.tensorrt.preparing import prepared
@@ -81,9 +84,6 @@ class _TensorRt:
         from vitesse.sources.onnx_file import load_onnx
         from vitesse.sources.signature import graph_inputs
 
-        api = load_api(self.module)
-        device, why = current_device()
-        capabilities = self._capabilities(api, device, why)
         ready = prepared(artifact, store, name=self.name, distrusts=self.distrusts)
         profiles = default_profiles(graph_inputs(load_onnx(ready.artifact.path)), _BATCH)
         options = BuildOptions(profiles=profiles, compute_capabilities=capabilities)

@@ -172,6 +172,8 @@ class Contexts(Closing):
             self._pool.give(scratch)
 
     def _make(self, *, alone: bool) -> Ready:
+        # Any call of the driver makes its GPU the current one of this thread, which is where TensorRT makes a context.
+        self._stream.synchronize()
         context = self._settings.create()
         if self._scratch is not None:
             self._settings.lend(context, self._scratch.address, self._scratch.size)

@@ -62,14 +62,15 @@ class _Findings:
         self.refused.append(reason)
         self.fixes += [fix] * bool(fix)
 
-    def fitness(self, rebuild: str) -> Fitness:
+    def fitness(self, rebuild: str, plan: Path) -> Fitness:
         reasons = (*self.refused, *self.unknown, *self.suboptimal)
         if not reasons:
             return Fitness("runs")
         if self.refused:
             return Fitness("refused", reasons, next(iter(self.fixes), rebuild))
         if self.unknown:
-            return Fitness("unknown", reasons, "check it on the machine that will run it: vitesse check PLAN")
+            check = f"check it on the machine that will run it: vitesse check {plan.name}"
+            return Fitness("unknown", reasons, check)
         return Fitness("suboptimal", reasons, rebuild)
 
 
@@ -118,7 +119,7 @@ def examine(
         _check_device(found, manifest, device, api)
         if api is not None and not found.refused:
             _ask(found, content, api)
-    judged = found.fitness(_rebuild_here(manifest, device, rebuild))
+    judged = found.fitness(_rebuild_here(manifest, device, rebuild), plan)
     return judged, manifest, content if judged.usable else b""
 
 

@@ -112,7 +112,9 @@ class TensorRtSession(Closing):
             ready.bind({**{name: array.address for name, array in arrays.items()}, **outputs})
             for array in arrays.values():
                 array.wait_on(self._driver, stream)
+            self._timer.begin()  # which also makes the GPU the current one of this thread
             ready.enqueue(self._stream)
+            self._timer.end()
         except BackendError as error:
             raise self._failed(engine, error) from error
         self._feeding = arrays
@@ -130,10 +132,11 @@ class TensorRtSession(Closing):
             for info in engine.outputs
         }
 
-    def synchronize(self) -> None:
-        """Wait for what `run_on_device` enqueued."""
+    def synchronize(self) -> float:
+        """Wait for what `run_on_device` enqueued, and return the milliseconds that it took on the device."""
         self._opened()
         self._stream.synchronize()
+        return self._timer.ms()
 
     @property
     def graphs(self) -> GraphCache:
