@@ -17,18 +17,6 @@ pytestmark = pytest.mark.skipif(
 
 SOURCE = Path(__file__).resolve().parents[3] / "src"
 OURS = SOURCE / "vitesse" / "backends" / "tensorrt"
-BUILDING = (
-    "api",
-    "builder",
-    "features",
-    "graph_types",
-    "layers",
-    "logger",
-    "parsing",
-    "profiles",
-    "progress",
-)
-BUILDING += ("settings", "timing_cache")
 
 CONFIG = """\
 [mypy]
@@ -39,7 +27,7 @@ ignore_missing_imports = true
 warn_return_any = false
 cache_dir = {cache}
 
-[mypy-vitesse.*]
+[mypy-vitesse.*,numpy.*]
 follow_imports = silent
 
 [mypy-tensorrt.*,tensorrt_bindings.*]
@@ -73,7 +61,7 @@ def check(config: Path, *files: Path) -> str:
 
 
 def test_every_call_fits_the_recorded_module_and_the_module_fits_the_protocol(config: Path) -> None:
-    said = check(config, *(OURS / f"{name}.py" for name in BUILDING))
+    said = check(config, *OURS.glob("*.py"))
     assert "Success: no issues found" in said, said
 
 

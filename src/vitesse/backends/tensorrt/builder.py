@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -19,7 +20,7 @@ from vitesse.backends.tensorrt.parsing import check_quantisation, name_of, not_b
 from vitesse.backends.tensorrt.profiles import check_profiles
 from vitesse.backends.tensorrt.progress import interruptible, monitor
 from vitesse.backends.tensorrt.settings import NOT_THERE, add_profiles, configure, creation_flags, set_types
-from vitesse.backends.tensorrt.timing_cache import save_timing_cache, use_timing_cache
+from vitesse.backends.tensorrt.timing_cache import TimingCache, save_timing_cache, use_timing_cache
 from vitesse.progress import Progress, Silent
 from vitesse.sources.signature import graph_inputs
 
@@ -48,62 +49,64 @@ def build_plan(
         BackendError: the library refuses the model, the options or the GPU; says where and what to do.
         KeyboardInterrupt: Ctrl-C; heard between two steps of the library, and a second one kills the process.
     """
-    progress = progress or Silent()
     start = perf_counter()
-    features = features_of(api)
-    name = name_of(model)
+    name, title = name_of(model), title_of(api)
     graph = read_graph(model, name)
-    check_quantisation(graph, name, title_of(api))
+    check_quantisation(graph, name, title)
     check_profiles(graph_inputs(graph), options.profiles)
-    log, stop = Log(api, verbose=options.verbose), threading.Event()
+    log = Log(api, verbose=options.verbose)
+    build = _Build(api, features_of(api), model, graph, options, progress or Silent(), log)
     try:
-        # All of it: a KeyboardInterrupt that Python raises within a callback of the parser would be swallowed there.
-        return interruptible(
-            lambda: _build(api, features, model, graph, options, progress, log, stop, start), stop
-        )
+        # Parsing, too: a KeyboardInterrupt that Python raises within a callback of the library is swallowed there.
+        made = interruptible(build.run, build.stop)
+        layers = "" if options.compute_capabilities else _layers(api, made.plan, log)
+        return replace(made, seconds=perf_counter() - start, layers=layers, log=log.lines)
     finally:
         log.clear()
 
 
-def _build(
-    api: Api,
-    features: Features,
-    model: Path | bytes,
-    graph: onnx.ModelProto,
-    options: BuildOptions,
-    progress: Progress,
-    log: Log,
-    stop: threading.Event,
-    start: float,
-) -> BuiltPlan:
-    builder = api.Builder(log.native)
-    network = builder.create_network(creation_flags(api, features))
-    config = builder.create_builder_config()
-    settings = configure(api, features, config, options)
-    parser = parse(api, network, model, graph, log)
-    types = graph_types(graph)
-    settings["types"] = set_types(api, features, network, config, types)
-    add_profiles(api, builder, config, options.profiles)
-    cache = None
-    if options.timing_cache is not None:
-        settings["timing cache"] = NOT_THERE
-        if features.timing_cache:
-            cache = use_timing_cache(config, options.timing_cache)
-    goal = f"for {settings['built for']}"
-    progress.stage("build", f"{types.precision} engine {goal}", 100)
-    if features.progress_monitor:
-        config.progress_monitor = monitor(cast("Any", api).IProgressMonitor, progress, stop)
-    plan = _serialised(features, builder, network, config)
-    del parser  # until here it owned weights of the network
-    if plan is None:
-        raise not_built(title_of(api), name_of(model), goal, graph, log)
-    if cache is not None:
-        settings["timing cache"] = save_timing_cache(config, cache)
-    seconds = perf_counter() - start
-    layers = "" if options.compute_capabilities else _layers(api, plan, log)
-    return BuiltPlan(
-        plan, version_of(api), types.precision, seconds, options.profiles, layers, log.lines, settings
-    )
+@dataclass
+class _Build:
+    """One build: what it works with, and the event that stops it."""
+
+    api: Api
+    features: Features
+    model: Path | bytes
+    graph: onnx.ModelProto
+    options: BuildOptions
+    progress: Progress
+    log: Log
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> BuiltPlan:
+        """Parse, configure and build."""
+        api, features, options = self.api, self.features, self.options
+        builder = api.Builder(self.log.native)
+        network = builder.create_network(creation_flags(api, features))
+        config = builder.create_builder_config()
+        settings = configure(api, features, config, options)
+        parser = parse(api, network, self.model, self.graph, self.log)
+        types = graph_types(self.graph)
+        settings["types"] = set_types(api, features, network, config, types)
+        add_profiles(api, builder, config, options.profiles)
+        cache = self._timing_cache(config)
+        goal = f"for {settings['built for']}"
+        self.progress.stage("build", f"{types.precision} engine {goal}", 100)
+        if features.progress_monitor:
+            config.progress_monitor = monitor(cast("Any", api).IProgressMonitor, self.progress, self.stop)
+        plan = _serialised(features, builder, network, config)
+        del parser  # until here it owned weights of the network
+        if plan is None:
+            raise not_built(title_of(api), name_of(self.model), goal, self.graph, self.log)
+        if cache is not None:
+            settings["timing cache"] = save_timing_cache(config, cache)
+        elif options.timing_cache is not None:
+            settings["timing cache"] = NOT_THERE
+        return BuiltPlan(plan, version_of(api), types.precision, 0.0, options.profiles, settings=settings)
+
+    def _timing_cache(self, config: tensorrt.IBuilderConfig) -> TimingCache | None:
+        path = self.options.timing_cache
+        return None if path is None or not self.features.timing_cache else use_timing_cache(config, path)
 
 
 def _serialised(
