@@ -112,7 +112,7 @@ def measure(
 
 def prepared(model: PeerModel, folder: Path, images: Path, threads: int, nncf_python: str) -> Setting:
     """Make and export the network; prepare the images as its spec says."""
-    network = model.make(folder)
+    network = model.make(folder, model.options)
     path = folder / "exported.onnx"
     path.write_bytes(serialise(trace(network, model.options), network.spec))
     source = open_model(path)

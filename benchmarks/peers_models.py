@@ -31,7 +31,7 @@ class PeerModel:
 
     title: str
     size: tuple[int, int]
-    make: Callable[[Path], Network]
+    make: Callable[[Path, ExportOptions], Network]
     heads: int
     hidden: int
 
@@ -41,7 +41,7 @@ class PeerModel:
         return ExportOptions(size=self.size)
 
 
-def vit_b16(_: Path) -> Network:
+def vit_b16(_: Path, options: ExportOptions) -> Network:
     """Make ViT-B/16 of 1,000 classes."""
     half = (0.5, 0.5, 0.5)
     rules = Preprocessing((224, 224), mean=half, std=half)
@@ -52,14 +52,14 @@ def vit_b16(_: Path) -> Network:
     return Network(module, images, ("logits",), spec, {"images": {0: "batch"}})
 
 
-def detr_r50(folder: Path) -> Network:
-    """Make DETR-R50 for images of 480×640, without its auxiliary heads."""
+def detr_r50(folder: Path, options: ExportOptions) -> Network:
+    """Make DETR-R50 for images of the options' size, without its auxiliary heads."""
     model = load_detr(random_checkpoint(folder / "detr_r50.pth"))
     # Random logits name no object with any certainty; without detections there is nothing that INT8 could agree with.
     with torch.no_grad():
         model.class_embed.weight *= 100
         model.class_embed.bias[-1] = -1000
-    return detr_network(model, None, MODELS["detr_r50"].options)
+    return detr_network(model, None, options)
 
 
 MODELS: Mapping[str, PeerModel] = {

@@ -55,6 +55,23 @@ def test_no_operator_is_left_that_the_provider_would_run_on_the_cpu(fused: onnx.
     assert not kinds(lowered) & Counter(["Attention"])
 
 
+def test_no_bias_is_added_where_the_operator_behind_takes_it_along(fused: onnx.ModelProto) -> None:
+    lowered, _, _ = lower(fused)
+    made = {output: node for node in lowered.graph.node for output in node.output}
+    taking = ("MultiHeadAttention", "FastGelu", "BiasGelu", "SkipLayerNormalization")
+    sums = [
+        (node.op_type, made[name].name)
+        for node in lowered.graph.node
+        if node.op_type in taking
+        for name in node.input[:3]
+        if name in made and made[name].op_type == "Add"
+    ]
+    constants = {one.name for one in lowered.graph.initializer if len(one.dims) == 1}
+    left = [one for one in sums if set(made[one[1]].input if one[1] in made else ()) & constants]
+    assert not left
+    assert all(len(node.input) == 4 for node in lowered.graph.node if node.op_type == "MultiHeadAttention")
+
+
 def test_the_model_itself_its_names_and_its_metadata_stay(fused: onnx.ModelProto) -> None:
     before = fused.SerializeToString()
     lowered, _, _ = lower(fused)

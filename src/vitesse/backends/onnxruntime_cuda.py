@@ -142,7 +142,7 @@ class OnnxRuntimeCudaBackend:
         reason, fix = _missing()
         if reason:
             raise BackendError(f"{artifact.path} cannot run on CUDA: {reason}", fix=fix)
-        _preload()
+        _prepare_runtime()
         try:
             if options.plain:
                 return OnnxRuntimeEngine(_plain(artifact.path), artifact.path, plain=True)
@@ -199,8 +199,9 @@ def _plain(path: Path) -> Any:
     return made
 
 
-def _preload() -> None:
-    """Load CUDA and cuDNN from the packages of pip, where they are installed so."""
+def _prepare_runtime() -> None:
+    """Load CUDA and cuDNN from the packages of pip, where they are installed so; silence what is no error."""
+    onnxruntime.set_default_logger_severity(3)
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
 

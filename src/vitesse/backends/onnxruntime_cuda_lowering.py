@@ -1,18 +1,19 @@
 """Standard operators → the forms with the fastest kernels in ONNX Runtime's CUDA provider, and all of them on the GPU.
 
 What an operator newer than the provider falls back to is the CPU, with a copy each way, and no CUDA graph can be
-captured. What was measured, on which GPU, stands in docs/gpu.md.
+captured. The bias of a linear layer is a kernel of its own there, in Gemm, too, so that it is handed on to an operator
+behind it that takes one along. What was measured, on which GPU, stands in docs/gpu.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vitesse.backends.onnxruntime_lowering_matrices import linear_layers_on_matrices
 from vitesse.errors import ModelError
 from vitesse.fusion.opset import opset_of
 from vitesse.fusion.shapes import infer_shapes
@@ -36,8 +37,6 @@ def lower(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int], tupl
         graph.opset_imports[_MICROSOFT] = 1
     graph, notes = _in_an_older_opset(graph)
     changes["opset lowered"] = int(opset_of(graph) < _opset(model))
-    infer_shapes(graph)
-    changes["linear_layers_on_matrices"] = linear_layers_on_matrices(graph)
     RemoveUnusedNodesPass()(graph)
     infer_shapes(graph)
     changes["skip_layer_norm"] = skip_layer_norm(graph)
@@ -57,7 +56,11 @@ def multi_head_attention(model: ir.Model) -> int:
         attributes = [ir.AttrInt64("num_heads", node.attributes["q_num_heads"].as_int())]
         if "scale" in node.attributes:
             attributes.append(ir.AttrFloat32("scale", node.attributes["scale"].as_float()))
-        _replace(model, node, "MultiHeadAttention", list(node.inputs[:3]), attributes)
+        inputs = list(node.inputs[:3])
+        layers = [layer for layer in map(_biased, inputs) if layer is not None]
+        if len(layers) == len(inputs):
+            inputs = [*(product for product, _ in layers), _joined(model, node, [bias for _, bias in layers])]
+        _replace(model, node, "MultiHeadAttention", inputs, attributes)
     return len(nodes)
 
 
@@ -66,7 +69,10 @@ def gelu(model: ir.Model) -> int:
     nodes = [node for node in model.graph if _is(node, "Gelu")]
     for node in nodes:
         tanh = "approximate" in node.attributes and node.attributes["approximate"].as_string() == "tanh"
-        _replace(model, node, "FastGelu" if tanh else "Gelu", list(node.inputs), [])
+        biased = _biased(node.inputs[0])
+        inputs = list(node.inputs) if biased is None else list(biased)
+        name = "FastGelu" if tanh else "Gelu" if biased is None else "BiasGelu"
+        _replace(model, node, name, inputs, [])
     return len(nodes)
 
 
@@ -83,7 +89,8 @@ def skip_layer_norm(model: ir.Model) -> int:
         normalised, total = node.outputs[0], add.outputs[0]
         notes = inherited(node.name or "", node.metadata_props)
         attributes = [ir.AttrFloat32("epsilon", _epsilon(node))]
-        inputs = [*add.inputs, *node.inputs[1:3]]
+        inputs = [*_without_bias(add), *node.inputs[1:3]]
+        inputs = [*inputs[:2], *inputs[-2:], *inputs[2:-2]]
         fused = ir.Node(
             _MICROSOFT,
             "SkipLayerNormalization",
@@ -109,6 +116,42 @@ _OPERATORS: Mapping[str, Callable[[ir.Model], int]] = {
     "multi_head_attention": multi_head_attention,
     "gelu": gelu,
 }
+
+
+def _biased(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
+    """The product of a linear layer and its bias, where nothing else reads their sum."""
+    add = None if value is None else value.producer()
+    if value is None or add is None or not _is(add, "Add") or len(value.uses()) != 1:
+        return None
+    if value.is_graph_output():
+        return None
+    for one, other in (add.inputs, tuple(reversed(add.inputs))):
+        if one is None or other is None:
+            continue
+        product, bias = one.producer(), other.const_value
+        if product is not None and _is(product, "MatMul") and bias is not None and bias.shape.rank() == 1:
+            return one, other
+    return None
+
+
+def _joined(model: ir.Model, node: ir.Node, biases: Sequence[ir.Value]) -> ir.Value:
+    """One initialiser of the biases of queries, keys and values, in this order."""
+    arrays = [bias.const_value.numpy() for bias in biases if bias.const_value is not None]
+    name = f"{node.outputs[0].name}_bias"
+    made = ir.Value(name=name, const_value=ir.tensor(np.concatenate(arrays), name=name))
+    made.shape, made.type = ir.Shape([sum(len(array) for array in arrays)]), biases[0].type
+    model.graph.register_initializer(made)
+    return made
+
+
+def _without_bias(add: ir.Node) -> list[ir.Value | None]:
+    """The two summands of a residual connection and, where one is a linear layer, its bias as the third."""
+    one, other = add.inputs
+    for layer, skip in ((one, other), (other, one)):
+        biased = _biased(layer)
+        if biased is not None:
+            return [biased[0], skip, biased[1]]
+    return [one, other]
 
 
 def _summed(node: ir.Node) -> ir.Node | None:
