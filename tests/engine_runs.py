@@ -48,15 +48,17 @@ def product(dtype: int, *, operator: str = "MatMul", inner: int | None = None) -
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def attention(dtype: int) -> onnx.ModelProto:
-    """logits = Attention(q, k, v) of shapes (N, 2, 4, 8), computed in `dtype` between casts."""
-    names = ("q", "k", "v")
+def attention(
+    dtype: int, *, width: int = 8, reads: tuple[str, str, str] = ("q", "k", "v")
+) -> onnx.ModelProto:
+    """logits = Attention(q, k, v) of shapes (N, 2, 4, width), computed in `dtype` between casts."""
+    names = tuple(dict.fromkeys(reads))
     nodes = [helper.make_node("Cast", [name], [f"{name}0"], to=dtype) for name in names]
     nodes += [
-        helper.make_node("Attention", [f"{name}0" for name in names], ["mixed"], name="/a/Attention"),
+        helper.make_node("Attention", [f"{name}0" for name in reads], ["mixed"], name="/a/Attention"),
         helper.make_node("Cast", ["mixed"], ["logits"], to=TensorProto.FLOAT),
     ]
-    shape = ["N", 2, 4, 8]
+    shape = ["N", 2, 4, width]
     graph = helper.make_graph(
         nodes,
         "attention",

