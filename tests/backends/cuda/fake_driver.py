@@ -41,6 +41,7 @@ class Work:
     """Something enqueued; `turn` is set once it ran."""
 
     act: Callable[[], None]
+    graph: int = 0
     turn: int = 0
     done: bool = False
 
@@ -235,12 +236,17 @@ class FakeDriver:
     def launch(self, graph: int, stream: int) -> None:
         if graph not in self._graphs:
             raise self._misuse(f"no graph {graph:#x}")
-        for act in self._graphs[graph]:
-            self.kernel(stream, act)
+        queue = self._queue(stream)
+        if queue.captured is not None:
+            queue.captured.extend(self._graphs[graph])
+        else:
+            queue.waiting.extend(Work(act, graph) for act in self._graphs[graph])
 
     def destroy_graph(self, graph: int) -> None:
         if graph not in self._graphs:
             raise self._misuse(f"no graph {graph:#x}")
+        if any(work.graph == graph for queue in self._streams.values() for work in queue.waiting):
+            raise self._misuse("a graph was destroyed while it ran")
         del self._graphs[graph]
 
     def capturing(self, stream: int) -> bool:

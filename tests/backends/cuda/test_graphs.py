@@ -91,6 +91,30 @@ def test_addresses_that_changed_need_new_graphs(fake: FakeDriver) -> None:
         assert (graphs.captures, graphs.replays) == (2, 2)
 
 
+def test_after_addresses_changed_a_key_that_had_run_runs_plainly_again(fake: FakeDriver) -> None:
+    with Stream(fake) as stream, GraphCache(fake, stream) as graphs:
+        graphs.run("a", lambda: None)
+        graphs.invalidate()
+        graphs.run("a", lambda: None)
+        assert graphs.captures == 0
+        graphs.run("a", lambda: None)
+        assert graphs.captures == 1
+
+
+@pytest.mark.parametrize("end", ["invalidated", "evicted", "closed"])
+def test_a_graph_that_still_runs_is_waited_for_before_it_goes(fake: FakeDriver, end: str) -> None:
+    with Stream(fake) as stream, GraphCache(fake, stream, limit=1) as graphs:
+        work = Work(fake, stream)
+        for key in "baaa":
+            graphs.run(key, work)
+        assert work.ran == 0, "nobody has waited"
+        if end == "evicted":
+            graphs.run("b", work)
+        else:
+            (graphs.invalidate if end == "invalidated" else graphs.close)()
+        assert work.ran == 4 and fake.held().get("graphs", 0) == (end == "evicted")
+
+
 def test_the_fake_finds_a_graph_that_reads_freed_memory() -> None:
     fake = FakeDriver()
     stream = Stream(fake)

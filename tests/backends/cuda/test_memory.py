@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -203,6 +205,15 @@ def test_another_error_of_cuda_is_not_tried_again(fake: FakeDriver, monkeypatch:
     assert calls == [512]
 
 
+@pytest.fixture
+def _threads_alternate_all_the_time() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_threads_alternate_all_the_time")
 def test_threads_never_get_the_same_block(driver: Driver) -> None:
     problems: list[str] = []
     with Pool(driver) as pool:
@@ -211,15 +222,18 @@ def test_threads_never_get_the_same_block(driver: Driver) -> None:
 
         def work(seed: int) -> None:
             chance = random.Random(seed)
-            for _ in range(100):
-                block = pool.take(chance.randrange(1, 3000))
-                with lock:
-                    if block.address in taken:
-                        problems.append(f"{block} is lent twice")
-                    taken.add(block.address)
-                with lock:
-                    taken.discard(block.address)
-                pool.give(block)
+            try:
+                for _ in range(300):
+                    block = pool.take(chance.randrange(1, 1000))
+                    with lock:
+                        if block.address in taken:
+                            problems.append(f"{block} is lent twice")
+                        taken.add(block.address)
+                    with lock:
+                        taken.discard(block.address)
+                    pool.give(block)
+            except Exception as error:
+                problems.append(repr(error))
 
         threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
         for thread in threads:

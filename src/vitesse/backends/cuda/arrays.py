@@ -1,4 +1,4 @@
-"""Arrays in device memory that torch, CuPy, JAX and Numba read in place, and theirs that are read in place here."""
+"""Arrays in device memory that torch, CuPy and others read in place, and theirs that are read in place here."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def device_array(obj: object, driver: Driver, *, stream: int = LEGACY_STREAM) ->
     """Take any array on the driver's device without copying: DLPack first, else the CUDA Array Interface.
 
     Args:
-        obj: a tensor or array of torch, CuPy, JAX, Numba...; a DeviceArray is returned as it is.
+        obj: a tensor or array of torch, CuPy or another library; a DeviceArray is returned as it is.
         driver: of the device on which it has to be.
         stream: on which it will be read. A producer that speaks DLPack makes it wait for the values; of others, the
             result's `stream` says for whom to wait: `array.wait_on(driver, stream)` is right in all cases.
