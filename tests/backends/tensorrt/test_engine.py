@@ -185,6 +185,28 @@ def test_more_shapes_than_contexts_are_kept_still_come_out_right(world: World, t
         assert len(session._contexts._own) <= KEPT
 
 
+def test_a_graph_is_not_replayed_once_its_context_was_given_up(world: World, tmp_path: Path) -> None:
+    network = Network(profiles=(((1, 3, 4, 4), (1, 3, 4, 4), (KEPT + 1, 3, 4, 4)),))
+    with loaded(world, tmp_path, network) as engine, engine.session() as session:
+        for batch in range(1, KEPT + 1):
+            for _ in range(2):
+                session.run({"images": images(batch)})
+        assert session.graphs.captures == KEPT
+        session.run({"images": images(KEPT + 1)})  # takes the place of batch 1, whose graph is still there
+        replays = session.graphs.replays
+        fed = images(1, start=3)
+        assert doubles(session.run({"images": fed}), fed)
+        assert session.graphs.replays == replays
+
+
+def test_a_closed_session_gives_all_its_memory_back(world: World, tmp_path: Path) -> None:
+    with loaded(world, tmp_path) as engine:
+        with engine.session() as session:
+            session.run({"images": images(2)})
+            assert engine.device_pool.in_use_bytes > 0
+        assert engine.device_pool.in_use_bytes == 0
+
+
 def test_a_graph_that_cannot_be_captured_runs_plainly(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
