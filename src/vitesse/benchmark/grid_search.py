@@ -24,6 +24,9 @@ _TIE_BREAKS = 3
 # One coarse step may fall into a hole, where a batch size fills the device badly; two in a row are a trend.
 _STALLS = 2
 
+# How many of the best coarse points are looked around, and how much slower than the best they may be.
+_STARTS, _PROMISING = 3, 0.15
+
 # (pairs, rounds) → one point each, in order; a pair measured before comes back with all its rounds, the old ones too.
 Measure = Callable[[Sequence[Pair], int], Sequence[Point]]
 
@@ -170,16 +173,26 @@ class GridSearch:
         return best
 
     def _climb(self, speed: Callable[[Point], float]) -> None:
-        """Try the neighbours of the best point, and theirs, as long as one gains."""
-        best = self._best(speed)
-        while best is not None:
-            before = speed(best)
-            for pair in self._neighbours(best.pair):
-                self._try(pair)
-            found = self._best(speed)
-            if found is None or speed(found) < before * (1 + LEAST_GAIN):
+        """Try the neighbours of the few best points, and theirs, as long as a step gains.
+
+        Of several: where memory or latency cut the grid off, the best may lie beside the second best.
+        """
+        seen: set[Pair] = set()
+        while True:
+            ranked = sorted(self._points.values(), key=speed, reverse=True)
+            least = speed(ranked[0]) * (1 - _PROMISING) if ranked else 0.0
+            tops = [point.pair for point in ranked[:_STARTS] if speed(point) > 0 and speed(point) >= least]
+            fresh = [pair for pair in tops if pair not in seen]
+            if not fresh:
                 return
-            best = found
+            before = speed(ranked[0])
+            for pair in fresh:
+                for neighbour in self._neighbours(pair):
+                    self._try(neighbour)
+            gained = max(map(speed, self._points.values())) > before * (1 + LEAST_GAIN)
+            if seen and not gained:
+                return
+            seen.update(fresh)
 
     def _neighbours(self, pair: Pair) -> list[Pair]:
         near = [

@@ -49,7 +49,6 @@ class GpuSensor(Closing):
         self._open, self._before = True, 0.0
         try:
             self._handle = handle_of(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
-            name = pynvml.nvmlDeviceGetName(self._handle)
             self._before = self._used_mb()
         except pynvml.NVMLError as error:
             self.close()
@@ -58,7 +57,6 @@ class GpuSensor(Closing):
                 expected="a number that nvidia-smi -L lists, after CUDA_VISIBLE_DEVICES",
                 fix="--device N",
             ) from error
-        self.name = name.decode() if isinstance(name, bytes) else str(name)
 
     def read(self) -> Reading:
         """Return one sample: percent, MB (1e6 bytes), MHz, watts, °C."""

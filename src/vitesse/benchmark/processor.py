@@ -8,7 +8,6 @@ import psutil
 
 from vitesse.backends.closing import Closing
 from vitesse.benchmark.sensor import Reading
-from vitesse.environment import describe, usable_cores
 
 
 class HostSensor(Closing):
@@ -24,9 +23,6 @@ class HostSensor(Closing):
             (root / "sys/devices/system/cpu").glob("cpu*/thermal_throttle/*_throttle_count")
         )
         self._throttled = self._count()
-        model = describe(root)["cpu"]["model"] or "unknown processor"
-        cores = usable_cores(root)
-        self.name = f"{model}, {cores} core{'s' * (cores > 1)}"
 
     def read(self) -> Reading:
         """Return percent of one core, resident MB (1e6 bytes), and MHz where they are known."""

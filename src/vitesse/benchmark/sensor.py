@@ -27,8 +27,6 @@ class Reading:
 class Sensor(Protocol):
     """One processor or GPU, and the memory of this process on it in MB (1e6 bytes)."""
 
-    name: str
-
     def read(self) -> Reading:
         """Return one sample; raises whatever the driver raises."""
         ...

@@ -99,8 +99,8 @@ def search_grid(search: GridSearch, limits: Limits, exhaustive: bool = False) ->
     quick = found.latency and by_pair[found.latency.pair]
     return replace(
         _tuning(replace(whole, latency=quick, throughput=fast), limits),
-        gap=fast and search.gap(fast),
-        latency_gap=quick and search.gap(quick, latency=True),
+        gap=None if fast is None else search.gap(fast),
+        latency_gap=None if quick is None else search.gap(quick, latency=True),
     )
 
 

@@ -1,0 +1,129 @@
+"""`vitesse bench`: images per second at several batch sizes and numbers of streams."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vitesse.errors import UsageError
+
+
+def counts(text: str) -> list[int]:
+    """Parse `1,8,32`: each from 1 on, rising, none twice."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of counts from 1 on; write 1,8,32")
+    return sorted({int(part) for part in parts})
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = "Measure throughput, time of a call and memory, while the machine is watched."
+    add_subject(parser)
+    parser.add_argument(
+        "--batch", type=counts, default=[1, 8], metavar="LIST", help="batch sizes (default: 1,8)"
+    )
+    parser.add_argument(
+        "--streams",
+        type=counts,
+        default=[1, 2],
+        metavar="LIST",
+        help="sessions that run at once (default: 1,2)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="for each point, in three rounds (default: 3)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write every sample and the environment as JSON"
+    )
+    parser.set_defaults(run=run)
+
+
+def add_subject(parser: argparse.ArgumentParser) -> None:
+    """Add what `bench` and `tune` both take: what is measured, on what, and fed with what."""
+    parser.add_argument("model", type=Path, help="a run folder, or an .onnx file")
+    parser.add_argument(
+        "--target",
+        default="cpu",
+        help="cpu, onnxruntime, openvino, cuda, tensorrt or tensorrt-rtx (default: cpu)",
+    )
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: 0)")
+    parser.add_argument("--stage", default="", help="a step of the run instead of the chosen one")
+    parser.add_argument(
+        "--preset", help="how to feed a foreign ONNX file: deimv2, rtdetr, detr, vit, imagenet"
+    )
+    parser.add_argument("--data", type=Path, metavar="IMAGES", help="images to feed (default: random ones)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU threads of a session (default: cores / streams)",
+    )
+    parser.add_argument("--no-cuda-graph", action="store_true", help="launch every kernel by itself")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit code: 1 where nothing ran."""
+    from rich.console import Console
+
+    from vitesse.backends.protocol import LoadOptions
+    from vitesse.benchmark.points import REFUSED, ROUNDS, bench
+    from vitesse.benchmark.subject import fed_with, subject
+    from vitesse.benchmark.table import print_points
+    from vitesse.environment import describe
+    from vitesse.report.progress import progress_bar
+    from vitesse.storage import write_atomically
+
+    if options.seconds <= 0:
+        raise UsageError(f"--seconds {options.seconds:g}", expected="more than 0")
+    console, device = Console(), device_of(options)
+    with (
+        subject(options.model, options.target, options.stage, options.preset) as found,
+        progress_bar() as progress,
+    ):
+        fed = fed_with(found.artifact.spec, options.data)
+        progress.stage("bench", found.why, ROUNDS * len(options.batch) * len(options.streams))
+        points = bench(
+            found.artifact,
+            fed,
+            batches=options.batch,
+            streams=options.streams,
+            seconds=options.seconds,
+            options=LoadOptions(threads=options.threads, cuda_graph=not options.no_cuda_graph),
+            device=device,
+            on_window=progress.advance,
+        )
+    notes = [f"{found.why} ({found.artifact.path.name})", fed.note, *graph_note(options, device)]
+    if options.out is not None:
+        content = {
+            "command": options.command_line,
+            "target": options.target,
+            "artifact_sha256": found.artifact.sha256,
+            "notes": notes,
+            "seconds": options.seconds,
+            "environment": describe(),
+            "points": [point.to_json() for point in points],
+        }
+        write_atomically(options.out, (json.dumps(content, allow_nan=False) + "\n").encode())
+    print_points(points, console)
+    for note in notes:
+        console.print(note, style="dim", highlight=False, markup=False)
+    return 1 if all(point.verdict == REFUSED for point in points) else 0
+
+
+def device_of(options: argparse.Namespace) -> int | None:
+    """Return the GPU's number, None for a target of the CPU."""
+    from vitesse.selection import GPU_TARGETS
+
+    return options.device if options.target in GPU_TARGETS else None
+
+
+def graph_note(options: argparse.Namespace, device: int | None) -> list[str]:
+    """Say whether calls were replayed as CUDA graphs; nothing on a CPU."""
+    if device is None:
+        return []
+    return [
+        f"CUDA graphs {'off (--no-cuda-graph)' if options.no_cuda_graph else 'on, where the runtime can'}"
+    ]
