@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from backends.cuda.fake_driver import H100
 from backends.tensorrt.fake_api import EngineValidity, World, fake_api
 from backends.tensorrt.plans import RTX_4090, doubling, kept_plan
+from vitesse.artifact import Provenance, Store
 from vitesse.backends.tensorrt.fitness import current_device, examine, fitness
-from vitesse.backends.tensorrt.manifest import manifest_path
+from vitesse.backends.tensorrt.manifest import keep_plan, manifest_path
+from vitesse.backends.tensorrt.options import BuildOptions, BuiltPlan
 from vitesse.backends.tensorrt.origin import built_from
 from vitesse.backends.tensorrt.validity import diagnostics
 from vitesse.errors import ModelError
@@ -273,8 +276,6 @@ def test_a_plan_is_told_from_the_model_it_was_built_from(tmp_path: Path) -> None
 
 
 def test_the_same_weights_in_another_graph_are_told_apart_from_other_weights(tmp_path: Path) -> None:
-    import onnx
-
     plan = kept_plan(tmp_path).path
     model = onnx.load(doubling(tmp_path).path)
     model.graph.node[0].name = "renamed"
@@ -287,6 +288,22 @@ def test_the_same_weights_in_another_graph_are_told_apart_from_other_weights(tmp
     tripled = built_from(plan, tmp_path / "other.onnx")
     assert not tripled.same and tripled.reason == "the weights are others"
     assert tripled.fix.startswith("build it again")
+
+
+def test_a_plan_of_a_rewritten_graph_knows_the_file_it_was_rewritten_from(tmp_path: Path) -> None:
+    original = doubling(tmp_path)
+    (tmp_path / "rewritten").mkdir()
+    provenance = Provenance("lower:tensorrt", original.sha256)
+    rewritten = replace(doubling(tmp_path / "rewritten"), sha256="7" * 64, provenance=provenance)
+    built = BuiltPlan(b"fake", "10.13.0", "fp16", 0.5, ())
+    plan = keep_plan(built, rewritten, BuildOptions(), module="tensorrt", store=Store(tmp_path)).path
+    found = built_from(plan, original.path)
+    assert found.same and found.reason == "the same file, rewritten for tensorrt before it was built"
+    model = onnx.load(original.path)
+    model.producer_name = "another"
+    onnx.save(model, original.path.with_name("again.onnx"))
+    other = built_from(plan, original.path.with_name("again.onnx"))
+    assert not other.same
 
 
 def test_a_file_that_is_no_model_cannot_be_compared(tmp_path: Path) -> None:
