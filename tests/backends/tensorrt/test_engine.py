@@ -1,68 +1,22 @@
-"""What drives an engine, on a fake module and a fake driver: buffers, contexts, profiles, CUDA graphs, zero copy."""
+"""What drives an engine, on a fake module and a fake driver: buffers, contexts, profiles and CUDA graphs."""
 
 from __future__ import annotations
 
-import gc
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from backends.cuda.fake_driver import FREED, FakeDriver
-from backends.tensorrt.fake_api import CudaGraphStrategy, Network, Specialization, Strategy, World, fake_api
-from backends.tensorrt.plans import RTX_4090, kept_plan
-from vitesse.backends.cuda.arrays import DeviceArray
+from backends.cuda.fake_driver import FakeDriver
+from backends.tensorrt.fake_api import Network, World
+from backends.tensorrt.loading import TWO_PROFILES, doubles, images, loaded
 from vitesse.backends.cuda.driver import CudaError
-from vitesse.backends.protocol import LoadOptions, TensorInfo
+from vitesse.backends.protocol import TensorInfo
 from vitesse.backends.tensorrt.contexts import KEPT
-from vitesse.backends.tensorrt.engine import TensorRtEngine
-from vitesse.backends.tensorrt.fitness import examine
 from vitesse.errors import BackendError, DataError
 
-TWO_PROFILES = Network(
-    shape=(-1, 3, -1, -1),
-    profiles=(
-        ((1, 3, 4, 4), (2, 3, 4, 4), (8, 3, 4, 4)),
-        ((1, 3, 8, 8), (1, 3, 8, 8), (2, 3, 16, 16)),
-    ),
-)
 KINDS = ("old", "new", "rtx")
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World()
-    yield made
-    gc.collect()  # page-locked memory goes with the last view of an output
-    made.driver.check_clean()
-
-
-def loaded(
-    world: World, folder: Path, network: Network | None = None, kind: str = "new", **options: Any
-) -> TensorRtEngine:
-    rtx = kind == "rtx"
-    if rtx:
-        world.driver.device = RTX_4090
-    name, version = ("tensorrt_rtx", "1.7.1") if rtx else ("tensorrt", "10.13.0")
-    plan = kept_plan(folder, network, module=name, version=version, device=world.driver.device)
-    api = fake_api(world, kind, name=name, version=version)
-    judged, manifest, content = examine(plan.path, api=api, device=world.driver.device)
-    assert judged.usable and manifest is not None
-    return TensorRtEngine(api, content, manifest, LoadOptions(**options), plan=plan.path, driver=world.driver)
-
-
-def images(batch: int, side: int = 4, start: float = 0.0) -> np.ndarray[Any, Any]:
-    shape = (batch, 3, side, side)
-    return (np.arange(np.prod(shape), dtype=np.float32) + start).reshape(shape)
-
-
-def doubles(outcome: Any, fed: np.ndarray[Any, Any]) -> bool:
-    return bool(np.array_equal(outcome.outputs["doubled"], 2 * fed))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -373,153 +327,3 @@ def test_where_a_profile_has_one_context_several_shapes_share_it_without_graphs(
             for batch, side in ((1, 4), (1, 8), (2, 4), (2, 16)):
                 fed = images(batch, side, start=turn)
                 assert doubles(session.run({"images": fed}), fed)
-
-
-def test_any_thread_may_run_a_session_and_meets_the_right_gpu(world: World, tmp_path: Path) -> None:
-    def on_a_thread(work: Callable[[], None]) -> None:
-        with ThreadPoolExecutor(1) as pool:
-            world.driver.threads.discard(pool.submit(threading.get_ident).result())  # numbers come again
-            pool.submit(work).result()
-
-    def ran(batch: int) -> None:
-        fed = images(batch)
-        assert doubles(session.run({"images": fed}), fed)
-
-    with loaded(world, tmp_path) as engine, engine.session() as session:
-        given = on_device(world, images(1), session._stream.handle)
-        on_a_thread(lambda: ran(1))  # makes a context
-        on_a_thread(lambda: ran(1))  # captures
-        on_a_thread(lambda: session.run_on_device({"images": given}))
-        on_a_thread(lambda: engine.session().close())
-        session.synchronize()
-        world.driver.free(given.address)
-
-
-# Zero copy
-
-
-def on_device(world: World, array: np.ndarray[Any, Any], stream: int) -> DeviceArray:
-    address = world.driver.malloc(array.nbytes)
-    content = array.tobytes()
-    world.driver.kernel(stream, lambda: world.driver.poke(address, content))
-    return DeviceArray(address, array.shape, array.dtype, stream, 0, None, world.driver)
-
-
-def test_tensors_on_the_device_are_run_in_place_after_their_own_stream(world: World, tmp_path: Path) -> None:
-    theirs = world.driver.create_stream()
-    with loaded(world, tmp_path) as engine, engine.session() as session:
-        fed = images(3)
-        given = on_device(world, fed, theirs)  # not written yet: its stream has not been waited for
-        before = world.driver.allocations
-        out = session.run_on_device({"images": given})["doubled"]
-        assert world.driver.allocations == before
-        assert (out.shape, out.dtype, out.device) == ((3, 3, 4, 4), np.dtype(np.float32), 0)
-        assert session.synchronize() >= 1  # milliseconds on the device
-        assert np.array_equal(
-            np.frombuffer(world.driver.peek(out.address, fed.nbytes), np.float32), 2 * fed.ravel()
-        )
-        # Captured shapes have contexts of their own, and their graphs are still right.
-        for _ in range(3):
-            session.run_on_device({"images": given})
-            assert doubles(session.run({"images": fed}), fed)
-        world.driver.free(given.address)
-    world.driver.destroy_stream(theirs)
-
-
-def test_arrays_of_other_types_shapes_and_gpus_are_refused_on_the_device_too(
-    world: World, tmp_path: Path
-) -> None:
-    with loaded(world, tmp_path) as engine, engine.session() as session:
-        wrong = DeviceArray(0x1000, (1, 3, 4, 4), np.dtype(np.float16), 1, 0, None)
-        with pytest.raises(DataError, match="dtype float16"):
-            session.run_on_device({"images": wrong})
-        with pytest.raises(DataError, match="exactly"):
-            session.run_on_device({})
-        elsewhere = DeviceArray(0x1000, (1, 3, 4, 4), np.dtype(np.float32), 1, 1, None)
-        with pytest.raises(CudaError, match="on GPU 1"):
-            session.run_on_device({"images": elsewhere})
-        with pytest.raises(CudaError, match="is no array on a device"):
-            session.run_on_device({"images": [1.0]})
-
-
-def test_closing_waits_for_work_on_the_device(world: World, tmp_path: Path) -> None:
-    with loaded(world, tmp_path) as engine:
-        session = engine.session()
-        given = on_device(world, images(1), session._stream.handle)
-        session.run_on_device({"images": given})
-        session.close()
-        assert not world.driver.misuses
-        world.driver.free(given.address)
-    assert world.driver._memory[given.address].view()[0] == FREED
-
-
-# TensorRT for RTX
-
-
-def test_rtx_captures_graphs_itself_and_compiles_kernels_before_it_answers(
-    world: World, tmp_path: Path
-) -> None:
-    with loaded(world, tmp_path, kind="rtx") as engine, engine.session() as session:
-        for _ in range(3):
-            session.run({"images": images(1)})
-        (context,) = world.contexts
-        assert context.config.cuda_graph_strategy is CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        assert context.config.dynamic_shapes_kernel_specialization_strategy is Specialization.EAGER
-        assert context.config.strategy is Strategy.USER_MANAGED
-        assert session.graphs.captures == 0
-        assert engine.settings.applied["runtime cache"] == "begun"
-
-
-def test_rtx_without_cuda_graphs_captures_none_at_all(world: World, tmp_path: Path) -> None:
-    with loaded(world, tmp_path, kind="rtx", cuda_graph=False) as engine, engine.session() as session:
-        for _ in range(3):
-            session.run({"images": images(1)})
-        (context,) = world.contexts
-        assert context.config.cuda_graph_strategy is CudaGraphStrategy.DISABLED
-        assert session.graphs.captures == 0
-
-
-def test_the_runtime_cache_lies_beside_the_plan_and_is_taken_over_by_the_next_process(
-    world: World, tmp_path: Path
-) -> None:
-    with loaded(world, tmp_path, kind="rtx") as engine:
-        plan = engine.plan
-    kept = plan.with_name(plan.name + ".sm89.cache")
-    assert kept.read_bytes().endswith(b"kernels;")
-    with loaded(world, tmp_path, kind="rtx") as engine:
-        assert world.caches[-1].loaded == b"kernels;"
-        assert engine.settings.applied["runtime cache"] == "taken over from an earlier process"
-    assert kept.read_bytes().endswith(b"kernels;kernels;")
-
-
-def test_a_damaged_or_foreign_runtime_cache_is_noted_and_begun_anew(world: World, tmp_path: Path) -> None:
-    with loaded(world, tmp_path, kind="rtx") as engine:
-        kept = engine.plan.with_name(engine.plan.name + ".sm89.cache")
-    kept.write_bytes(kept.read_bytes()[:-1])
-    with loaded(world, tmp_path, kind="rtx") as engine:
-        assert world.caches[-1].loaded == b""
-        assert "is damaged and was not used" in engine.settings.notes[0]
-    world.cache_accepted = False
-    with loaded(world, tmp_path, kind="rtx") as engine:
-        assert "for another GPU, driver or version" in engine.settings.notes[0]
-        assert engine.settings.applied["runtime cache"] == "begun anew"
-
-
-def test_a_folder_that_cannot_be_written_costs_the_cache_and_nothing_else(
-    world: World, tmp_path: Path
-) -> None:
-    engine = loaded(world, tmp_path, kind="rtx")
-    engine.plan.with_name(engine.plan.name + ".sm89.cache").mkdir()
-    engine.close()
-    assert "the runtime cache was not kept" in engine.settings.notes[0]
-
-
-def test_a_context_that_says_it_cannot_be_captured_is_not(world: World, tmp_path: Path) -> None:
-    world.capturable = False
-    with loaded(world, tmp_path, kind="rtx") as engine:
-        engine.captures_graphs = True  # as on a module that has the question but no graphs of its own
-        with engine.session() as session:
-            for _ in range(3):
-                fed = images(1)
-                assert doubles(session.run({"images": fed}), fed)
-            assert session.graphs.captures == 0
