@@ -17,6 +17,7 @@ from shared_data import shared
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.protocol import LoadOptions, TensorInfo
 from vitesse.backends.tensorrt.options import Profile, ShapeRange
+from vitesse.benchmark.fresh_process import FreshProcess
 from vitesse.course import Course
 from vitesse.data.buckets import choose_buckets, with_buckets
 from vitesse.data.dataset import open_dataset
@@ -108,6 +109,13 @@ def test_what_no_profile_can_be_made_for_is_said() -> None:
         profiles_for(DETECTOR, (*OPEN, mask), (1, 1, 1))
 
 
+@pytest.fixture
+def without_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory and start-up are measured in processes of their own, which take most of a row's time."""
+    left_out = FreshProcess(unmeasured="left out in this test")
+    monkeypatch.setattr("vitesse.measure.fresh_process", lambda *given: left_out)
+
+
 def classifier(folder: Path, sides: str, rules: Preprocessing) -> Artifact:
     """Says whether red, green or blue is brightest, in two convolutions; its tensor is zero where there is padding."""
     spec = ModelSpec(Task.CLASSIFICATION, Decode.LOGITS, "x", {"logits": "y"}, rules)
@@ -141,6 +149,7 @@ def walk(folder: Path, artifact: Artifact, images: Path, count: int) -> tuple[li
     return list(resolution_rows(course, artifact, count)), course
 
 
+@pytest.mark.usefixtures("without_fresh_processes")
 def test_an_open_model_is_measured_with_buckets_at_three_sizes(tmp_path: Path) -> None:
     rules = Preprocessing((256, 384), Resize.SHORTEST)
     artifact = classifier(tmp_path, "H,W", rules)
@@ -232,6 +241,27 @@ def test_a_masked_bucket_gives_the_boxes_of_the_image_without_it(open_detr: Arti
     assert looked_at >= 5
 
 
+def test_detr_counts_whole_cells_so_sides_beside_its_stride_move_the_boxes(
+    open_detr: Artifact, find: Find
+) -> None:
+    """200 rows are 6.25 cells of 32 pixels, and seven for the position embedding: boxes come out as if of 224 rows."""
+    rules = replace(open_detr.spec.preprocessing, resize=Resize.NONE, buckets=((200, 256), (256, 256)))
+    spec = replace(open_detr.spec, preprocessing=rules)
+    as_read, as_meant = [], []
+    for scene in scenes(8):
+        (whole,) = find(spec, [scene])
+        (cut,) = find(spec, [scene[:200]])
+        for index in np.flatnonzero((whole.scores > 0.8) & (whole.boxes_xyxy[:, 3] < 160)):
+            same = (cut.labels == whole.labels[index]) & (cut.scores > 0.3)
+            for boxes, distances in (
+                (cut.boxes_xyxy, as_read),
+                (cut.boxes_xyxy * (1, 1.12, 1, 1.12), as_meant),
+            ):
+                distances.append(np.abs(boxes[same] - whole.boxes_xyxy[index]).max(axis=1).min(initial=50))
+    assert len(as_read) >= 5
+    assert np.median(as_meant) < np.median(as_read) / 2
+
+
 def test_a_mask_that_lies_moves_the_boxes(open_detr: Artifact, find: Find) -> None:
     """The broken case of the test above: boxes read as relative to the tensor, as an unmasked graph means them."""
     (scene,) = scenes(1)
@@ -262,6 +292,7 @@ def test_images_of_one_bucket_answer_in_a_batch_as_they_do_alone(open_detr: Arti
         np.testing.assert_allclose(batched.boxes_xyxy[sure], alone.boxes_xyxy[sure], atol=0.5)
 
 
+@pytest.mark.usefixtures("without_fresh_processes")
 def test_the_detectors_accuracy_over_sizes_stands_in_the_ledger(open_detr: Artifact, tmp_path: Path) -> None:
     source = shared("detr_fashion")
     raw = json.loads((source / "instances_val.json").read_text())

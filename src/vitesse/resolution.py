@@ -57,7 +57,7 @@ def profiles_for(
 
 
 def resolution_rows(course: Course, graph: Artifact, count: int) -> Generator[Row, None, None]:
-    """Measure a graph of open height and width with `count` buckets at the spec's size, at 3/4 and at half of it.
+    """Measure a graph of open height and width with `count` buckets at the spec's size, and scaled to 3/4 and to half.
 
     Each is a row `buckets:COUNT@HEIGHTxWIDTH`, judged as a lever is: accuracy on all validation images, each in its
     bucket, and speed beside the original. Buckets are chosen for the sizes of the validation and calibration images;
