@@ -18,6 +18,8 @@ from vitesse.benchmark.sensor import Reading, Sensor
 
 CLEAN, THROTTLED, UNOBSERVED = "clean", "throttled", "unobserved"
 _LEAST_SHARE = 0.5
+# A driver that hangs must not hang the benchmark.
+_PATIENCE_S = 5.0
 
 Window = tuple[float, float]
 Series = tuple[float, float, float]
@@ -64,21 +66,22 @@ class Watch:
         self._open = sensors or (lambda: sensors_of(device))
         self._samples: list[tuple[float, Reading]] = []
         self._failure, self._failed_at = "", 0.0
-        self._done = threading.Event()
+        self._done, self._begun = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="vitesse-watch", daemon=True)
         self._window: Window = (0.0, 0.0)
 
     def __enter__(self) -> Self:
-        self._window = (time.perf_counter(), 0.0)
         self._thread.start()
+        # Loading a driver's library takes its time; what begins to run now is watched from its first moment.
+        self._begun.wait(timeout=_PATIENCE_S)
+        self._window = (time.perf_counter(), 0.0)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.set()
-        # A driver that hangs must not hang the benchmark; what it should have seen is then missing.
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=_PATIENCE_S)
         self._window = (self._window[0], time.perf_counter())
 
     def observed(self, windows: Sequence[Window] = ()) -> Observed:
@@ -108,11 +111,13 @@ class Watch:
             sensors = self._open()
             while not self._done.is_set():
                 self._samples.append((time.perf_counter(), _together([one.read() for one in sensors])))
+                self._begun.set()
                 self._done.wait(self.interval_s)
         except BaseException as error:
             self._failed_at = time.perf_counter()
             self._failure = getattr(error, "what", "") or f"{type(error).__name__}: {error}"
         finally:
+            self._begun.set()
             for sensor in sensors:
                 sensor.close()
 

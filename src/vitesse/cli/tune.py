@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser.description = "Find by measuring the batch size and number of streams for latency and for throughput, and keep them in the run."
+    parser.description = "Find by measuring the batch size and streams for latency and for throughput."
     add_subject(parser)
     parser.add_argument(
         "--latency-bound",
