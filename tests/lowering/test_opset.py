@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from compiling import compiled
 from fashion import DETR, VIT
 from fusing import Arrays, graph, normal, ops, run
 from vitesse.errors import ModelError, UsageError
@@ -182,3 +183,8 @@ def test_a_fused_network_is_written_for_opset_19_with_the_same_numbers_and_modul
         return {place.path for place in modules_of(graph).places}
 
     assert modules(older) == modules(model)
+
+
+def test_tensorrt_compiles_what_was_written_for_an_older_opset() -> None:
+    assert compiled(at_opset(fused(VIT), 19), "sm86")
+    assert compiled(at_opset(graph("y = GridSample(x, g)", *SAMPLED, 22), 19), "sm86")
