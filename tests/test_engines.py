@@ -304,7 +304,9 @@ def test_engines_that_do_not_fit_are_listed_with_the_command_that_builds_one(
         engine_for(run, RTX)
     assert f"{row.artifact.path.name}: built for sm89; too large" in str(refused.value)
     assert refused.value.fix == f"vitesse build {run.folder} --target tensorrt-rtx:sm86"
-    with pytest.raises(BackendError, match="has no tensorrt engine"):
+    del judged["sm89"]
+    assert engine_for(run, RTX).path == row.artifact.path
+    with pytest.raises(BackendError, match="has no tensorrt engine that runs here"):
         engine_for(run, "tensorrt")
     with pytest.raises(UsageError, match="--target cuda has no engines"):
         engine_for(run, "cuda")

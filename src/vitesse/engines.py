@@ -4,9 +4,9 @@ RUN/engines/build-TARGET-HASH.plan      an engine, with its manifest (.json) and
 RUN/engines/….plan.build.json           which step of the run it was built from, and what makes it the same build
 RUN/engines/timing-TARGET.cache         measured tactics, where the library keeps them
 
-TensorRT for RTX gets one plan for each compute capability, although it takes several at once: a plan for several is
-compiled for the oldest of them (that for sm75 to sm120 has the size of that for sm75 alone, and sm120 loses its own
-kernels), and what one of them refuses fails all. docs/tensorrt.md has the figures.
+TensorRT for RTX gets one plan for each compute capability, although it takes several at once: a plan for several holds
+what all of them can run (with sm75 among them it is sm75's plan to within a few bytes, for sm120 too), and what one of
+them refuses fails all. docs/tensorrt.md has the figures.
 """
 
 from __future__ import annotations
