@@ -79,7 +79,7 @@ def random_weights(name: str, folder: Path) -> tuple[Artifact, Path]:
     from vitesse.export.torch_onnx import trace
 
     model = MODELS[name]
-    network = model.make(folder)
+    network = model.make(folder, model.options)
     file = folder / f"{name}.onnx"
     file.write_bytes(serialise(trace(network, model.options), network.spec))
     return stages.open_model(file), random_images(folder / "images", model.size)
@@ -269,10 +269,10 @@ def cells(found: Mapping[str, Any], name: str, form: str, refusals: dict[str, in
 
 def first_words(refusal: str) -> str:
     """The cause of a refusal without the names of the file and of nodes, which differ from model to model."""
-    likely = [
+    likely = (
         line.partition(": ")[2] for line in refusal.splitlines() if line.strip().startswith("likely cause")
-    ]
-    return likely[0] if likely else refusal.splitlines()[0]
+    )
+    return next(likely, refusal.splitlines()[0]).partition(" (operator ")[0]
 
 
 def rewrites_line(found: Mapping[str, Any]) -> str:
