@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitesse.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitesse.benchmark.points import Point
 
 
 def counts(text: str) -> list[int]:
@@ -72,9 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from vitesse.benchmark.points import REFUSED, ROUNDS, bench
     from vitesse.benchmark.subject import fed_with, subject
     from vitesse.benchmark.table import print_points
-    from vitesse.environment import describe
     from vitesse.report.progress import progress_bar
-    from vitesse.storage import write_atomically
 
     if options.seconds <= 0:
         raise UsageError(f"--seconds {options.seconds:g}", expected="more than 0")
@@ -97,20 +100,29 @@ def run(options: argparse.Namespace) -> int:
         )
     notes = [f"{found.why} ({found.artifact.path.name})", fed.note, *graph_note(options, device)]
     if options.out is not None:
-        content = {
-            "command": options.command_line,
-            "target": options.target,
-            "artifact_sha256": found.artifact.sha256,
-            "notes": notes,
-            "seconds": options.seconds,
-            "environment": describe(),
-            "points": [point.to_json() for point in points],
-        }
-        write_atomically(options.out, (json.dumps(content, allow_nan=False) + "\n").encode())
+        _write(options, found.artifact.sha256, notes, points)
     print_points(points, console)
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)
     return 1 if all(point.verdict == REFUSED for point in points) else 0
+
+
+def _write(
+    options: argparse.Namespace, artifact_sha256: str, notes: list[str], points: Sequence[Point]
+) -> None:
+    from vitesse.environment import describe
+    from vitesse.storage import write_atomically
+
+    content = {
+        "command": options.command_line,
+        "target": options.target,
+        "artifact_sha256": artifact_sha256,
+        "notes": notes,
+        "seconds": options.seconds,
+        "environment": describe(),
+        "points": [point.to_json() for point in points],
+    }
+    write_atomically(options.out, (json.dumps(content, allow_nan=False) + "\n").encode())
 
 
 def device_of(options: argparse.Namespace) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitesse.cli.bench import add_subject, device_of, graph_note
@@ -53,8 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from vitesse.benchmark.table import print_points
     from vitesse.benchmark.tune import tune
     from vitesse.report.progress import progress_bar
-    from vitesse.run import RunFolder
-    from vitesse.tuning import check_readable, save_tuning
+    from vitesse.tuning import check_readable
 
     console, device = Console(), device_of(options)
     with (
@@ -81,14 +81,23 @@ def run(options: argparse.Namespace) -> int:
     print_points(tuning.points, console, chosen_of(tuning))
     lines = [*summary(tuning), fed.note, *graph_note(options, device)]
     if found.folder is not None:
-        command = shlex.join(options.command_line)
-        samples = {"points": [point.to_json() for point in tuning.points]}
-        RunFolder(found.folder).keep_samples(f"tune:{options.target}", samples)
-        path = save_tuning(found.folder, entry(tuning, found, options.target, device, command))
-        lines.append(f"written to {path}")
+        lines.append(f"written to {_keep(tuning, found, found.folder, options, device)}")
     for line in lines:
         console.print(line, highlight=False, markup=False)
     return 0 if tuning.latency is not None and tuning.throughput is not None else 1
+
+
+def _keep(
+    tuning: Tuning, found: Subject, folder: Path, options: argparse.Namespace, device: int | None
+) -> Path:
+    """Write settings and raw samples into the run."""
+    from vitesse.run import RunFolder
+    from vitesse.tuning import save_tuning
+
+    samples = {"points": [point.to_json() for point in tuning.points]}
+    RunFolder(folder).keep_samples(f"tune:{options.target}", samples)
+    command = shlex.join(options.command_line)
+    return save_tuning(folder, entry(tuning, found, options.target, device, command))
 
 
 def chosen_of(tuning: Tuning) -> dict[tuple[int, int], str]:
