@@ -3,6 +3,7 @@
     python benchmarks/gpu_runtime_models.py FOLDER                      makes the models; needs torch
     python benchmarks/gpu_runtime.py race FOLDER --out race.json        latency, all candidates in turn
     python benchmarks/gpu_runtime.py streams FOLDER --out streams.json  batches × streams, all kept busy
+    python benchmarks/gpu_runtime.py tune FOLDER --out tune.json        the search of `vitesse tune` beside the whole grid
     python benchmarks/gpu_runtime.py soak MODEL.onnx --out soak.json    100,000 runs over changing shapes
     python benchmarks/gpu_runtime.py --table                            docs/gpu.md, from results/gpu_runtime_*.json
 
@@ -17,6 +18,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -33,6 +35,7 @@ from vitesse.backends.cuda.bindings import cuda_driver
 from vitesse.backends.protocol import LoadOptions, Outcome, Tensors
 from vitesse.benchmark.latency import Interleaved, interleave
 from vitesse.benchmark.points import Bench
+from vitesse.benchmark.tune import tune
 from vitesse.benchmark.watch import Watch
 from vitesse.environment import describe
 from vitesse.errors import VitesseError
@@ -40,13 +43,16 @@ from vitesse.errors import VitesseError
 BATCHES = (1, 8, 32)
 STREAMS = (1, 2, 4)
 PARITY_IMAGES = 4
+# Of `tune`: the p99 that the latency setting has to keep, and the largest batch of the grid.
+LATENCY_BOUND_MS = {"vit_b16": 5.0, "detr_r50": 16.0}
+MOST_BATCH = {"vit_b16": 64, "detr_r50": 16}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("race", "streams", "soak"))
+    parser.add_argument("what", nargs="?", choices=("race", "streams", "tune", "soak"))
     parser.add_argument("source", nargs="?", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--names", nargs="+", default=list(SIZES))
@@ -65,7 +71,7 @@ def main() -> None:
     if given.what == "soak":
         found = soak(given.source, given.runs)
     else:
-        measure = {"race": raced, "streams": streamed}[given.what]
+        measure = {"race": raced, "streams": streamed, "tune": tuned}[given.what]
         found = {name: measure(given.source, name, given) for name in given.names}
     record = {"command": command(given), "environment": environment(), "found": found}
     given.out.write_text(json.dumps(record) + "\n")
@@ -256,6 +262,36 @@ def streamed(folder: Path, name: str, given: argparse.Namespace) -> dict[str, An
             for point in points:
                 print(name, precision, graph, {k: v for k, v in point.figures().items() if v}, flush=True)
     return found
+
+
+def tuned(folder: Path, name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The FP16 graph's grid of batches × streams: what the search tried and chose, and the best of the whole."""
+    ours = artifact(folder, name, OURS, "fp16")
+    tried: list[tuple[int, int]] = []
+    found = tune(
+        ours,
+        lambda batch: images(name, batch),
+        options=LoadOptions(),
+        device=0,
+        latency_bound_ms=LATENCY_BOUND_MS[name],
+        most_batch=MOST_BATCH[name],
+        seconds=given.seconds,
+        exhaustive=True,
+        on_point=lambda points: tried.extend(point.pair for point in points),
+    )
+    result = {
+        "latency_bound_ms": LATENCY_BOUND_MS[name],
+        "latency": None if found.latency is None else found.latency.figures(),
+        "throughput": None if found.throughput is None else found.throughput.figures(),
+        "gap": found.gap,
+        "latency_gap": found.latency_gap,
+        "memory": None if found.memory is None else asdict(found.memory),
+        "tried": tried,
+        "points": [point.to_json() for point in found.points],
+        "skipped": [asdict(one) for one in found.skipped],
+    }
+    print(name, {key: value for key, value in result.items() if key not in ("points", "tried")}, flush=True)
+    return result
 
 
 def images(name: str, batch: int) -> dict[str, np.ndarray]:

@@ -276,7 +276,7 @@ def test_recipes_try_every_precision_and_each_is_used(tables: ModuleType) -> Non
     used = {name: case.recipe for name, case in tables.CASES.items()}
     for name in ("detr_fashion", "vit_fashion", "deimv2"):
         assert used[name] == recipes[name]
-        assert set(recipes[name].precisions) == set(PRECISIONS)
+        assert set(recipes[name].precisions) == {each for each in PRECISIONS if "+" not in each}
     assert used["detr_levers"].levers == ("size", "decoder", "queries")
     assert used["vit_levers"].levers == ("size", "tokens")
     assert all(used[name] == recipes["vit_variant"] for name in tables.VARIANTS)

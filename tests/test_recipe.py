@@ -26,7 +26,6 @@ def test_a_toml_file_sets_options_in_sections(tmp_path: Path) -> None:
         ({"max_drop": -1}, "is negative"),
         ({"latency_budget_ms": 0}, "as in 16ms"),
         ({"precisions": ["fp12"]}, r"unknown precision 'fp12'(.|\n)*fp32, fp16, bf16, int8, fp8"),
-        ({"precisions": []}, "none given"),
         ({"data": {"calib_images": 513}}, "1 to 512"),
         ({"int8": {"weight_bits": 4}}, "7, 8, or 0"),
     ],

@@ -61,10 +61,13 @@ class Artifact:
 
 
 class Store:
-    """The `artifacts/` folder of a run; file names carry stage and hash."""
+    """The `artifacts/` folder of a run; file names carry stage and hash.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `home` is the runtime that portable files are run with.
+    """
+
+    def __init__(self, folder: Path, home: str = "onnxruntime") -> None:
+        self.folder, self.home = folder, home
 
     def put(
         self,
@@ -72,10 +75,12 @@ class Store:
         spec: ModelSpec,
         provenance: Provenance,
         *,
-        backend: str = "onnxruntime",
+        backend: str = "",
         suffix: str,
     ) -> Artifact:
         """Write `content` atomically under `STAGE-HASH.suffix` and return the artifact.
+
+        `backend` names the runtime it was built for; without one it is portable, and runs on the run's own.
 
         Raises:
             StorageError: the file cannot be written; earlier artifacts are untouched.
@@ -85,4 +90,4 @@ class Store:
         path = self.folder / f"{stage}-{digest[:12]}{suffix}"
         if not (path.is_file() and sha256_of(path) == digest):
             write_atomically(path, content)
-        return Artifact(path, digest, len(content), spec, provenance, backend)
+        return Artifact(path, digest, len(content), spec, provenance, backend or self.home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,7 +88,8 @@ class Assessor:
     def assess(self, step: Step) -> Row:
         """Verify and measure one artifact; a runtime that refuses it makes a FAIL that says so."""
         began = time.perf_counter()
-        size = step.built.artifact.spec.preprocessing.size
+        spec, own = step.built.artifact.spec, self.source.spec.preprocessing
+        rules, size = spec.preprocessing, spec.preprocessing.size
         row = Row(
             step.stage,
             Verdict.UNKNOWN,
@@ -95,7 +97,8 @@ class Assessor:
             changes=step.built.changes,
             artifact=step.built.artifact.ref(self._folder.folder),
             run_options={"threads": step.options.threads, "plain": int(step.options.plain)},
-            input_size=None if size == self.source.spec.preprocessing.size else size,
+            input_size=None if size == own.size else size,
+            preprocessing=None if rules == own else json.loads(spec.to_json())["preprocessing"],
             notes=step.built.notes,
         )
         try:
@@ -156,7 +159,9 @@ class Assessor:
         return replace(row, verdict=verdict, reason=reason, notes=said)
 
     def _compare(self, step: Step, judged: Candidate) -> ParityMeter | HealthMeter:
-        found = self._outputs_of(step.stage, judged)
+        # Rounding factors to TF32 is a runtime's freedom and would hide what a step changed.
+        exact = replace(judged, options=replace(judged.options, tf32=False))
+        found = self._outputs_of(step.stage, exact)
         if step.kind is StepKind.LEVER:
             health = HealthMeter()
             for sample, one in zip(self._parity_split.samples, found, strict=True):

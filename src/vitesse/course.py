@@ -63,6 +63,7 @@ class Course:
             asdict(recipe.int8),
             asdict(recipe.search),
             recipe.max_drop,
+            source.backend,
             self.machine,
         )
 

@@ -76,6 +76,7 @@ def missing_extra(error: ImportError) -> MissingExtra:
 _EXTRAS = {
     "optimize": {"jinja2", "onnx_ir", "onnxscript", "psutil", "pycocotools", "rich", "sympy"},
     "openvino": {"openvino"},
+    "gpu": {"cuda", "pynvml"},
     "torch": {"torch", "safetensors"},
     "huggingface": {"transformers"},
     "timm": {"timm", "torchvision"},

@@ -10,6 +10,7 @@ import onnx
 
 from vitesse import stages
 from vitesse.artifact import Artifact, Store
+from vitesse.backends import home_of
 from vitesse.data.dataset import Dataset, open_dataset
 from vitesse.environment import describe, stable
 from vitesse.export.exporting import export_source
@@ -46,7 +47,7 @@ def take_in(
         ModelError, SpecError, DataError, RunFolderError, UsageError, MissingExtra, StorageError, NotVerified: each says
             what came, what was expected and what to do; the folder is as it was.
     """
-    folder = RunFolder(out)
+    folder = RunFolder(out, home_of(recipe.target))
     with TemporaryDirectory(prefix="vitesse-") as temporary:
         artifact, key = _opened(model, recipe, folder, Store(Path(temporary)), progress)
         dataset = open_dataset(data, recipe.data.calib_data, spec=artifact.spec, holdout=holdout)

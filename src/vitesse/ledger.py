@@ -85,7 +85,8 @@ class Row:
     """One step. `gain_spread` is the interquartile range of the paired per-round ratios behind `gain`;
 
     `run_options` are the LoadOptions the figures were taken with, `seconds` the time the step and its checks took;
-    `input_size` (height, width) is what the artifact is fed with, where that is not the source's size.
+    `input_size` (height, width) is what the artifact is fed with, where that is not the source's size; `preprocessing`
+    all of its spec's rules, as JSON has them, where they are not the source's.
     """
 
     stage: str
@@ -105,6 +106,7 @@ class Row:
     seconds: float | None = None
     run_options: Mapping[str, int] = field(default_factory=dict)
     input_size: tuple[int, int] | None = None
+    preprocessing: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     unmeasured: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,7 +1,8 @@
 """The order of the stages, and the choice at the end.
 
     source → clean → fuse (→ lower → size, decoder, queries, tokens) ┬ fp16, bf16, int8, fp8       for every runtime
-                                                                     └ build:RUNTIME, int8:RUNTIME  for one
+                                                                     ├ build:RUNTIME, int8:RUNTIME  for one of a CPU
+                                                                     └ build:RUNTIME, fp16:RUNTIME… for one of a GPU
     →  the fastest artifact that passed
 
 Every step is assessed by itself. A step that is REJECTED or UNKNOWN is left out, and the next goes on from the
@@ -15,11 +16,12 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from vitesse import stages
 from vitesse.artifact import Artifact, Store
-from vitesse.backends import backend, targets
+from vitesse.backends import GPUS, backend, home_of, require, targets
 from vitesse.backends.protocol import Built, LoadOptions
 from vitesse.choice import choose
 from vitesse.compress.rows import lever_rows
@@ -30,8 +32,9 @@ from vitesse.ledger import Ledger, Row, Verdict
 from vitesse.precision.rows import eight_bit_rows, half_rows, own_int8_rows
 from vitesse.precision.search.rows import searched_rows
 from vitesse.progress import Progress, Silent
-from vitesse.recipe import LOWERED, Recipe, merge
+from vitesse.recipe import CPU_PRECISIONS, GPU_PRECISIONS, LOWERED, Recipe, merge
 from vitesse.report.gather import write_run_report
+from vitesse.resolution import resolution_rows
 from vitesse.run import Run
 from vitesse.sources.opening import is_onnx
 from vitesse.verify.gate import StepKind
@@ -63,7 +66,7 @@ def optimize(
             artifact from `open_model`.
         data: a folder of images: COCO, class folders or bare images.
         out: the run folder; a finished step in it is taken over, so that an interrupted run goes on.
-        target: `cpu`, `onnxruntime` or `openvino`.
+        target: `cpu`, or a runtime: `onnxruntime`, `openvino`, `cuda`, `tensorrt`, `tensorrt-rtx`.
         max_drop: accuracy budget in points of AP or top-1 (0.5 = half a point).
         latency_budget_ms: the latency needed at batch 1; the run says whether it is met.
         recipe: these and all other options; the arguments above win.
@@ -79,6 +82,11 @@ def optimize(
     given = {"target": target, "max_drop": max_drop, "latency_budget_ms": latency_budget_ms}
     recipe = merge(recipe or Recipe(), {name: value for name, value in given.items() if value is not None})
     runtimes = targets(recipe.target)
+    if recipe.target in GPUS:
+        for needed in dict.fromkeys((*runtimes, home_of(recipe.target))):
+            require(needed)
+    if not recipe.precisions:
+        recipe = replace(recipe, precisions=GPU_PRECISIONS if recipe.target in GPUS else CPU_PRECISIONS)
     progress = progress or Silent()
     # Without a step that looks at activations, no image has to be held out from verifying.
     looks = bool(LOWERED & set(recipe.precisions)) or bool(recipe.levers)
@@ -141,14 +149,28 @@ def rows(course: Course, runtimes: Sequence[str]) -> Iterator[Row]:
         if row.verdict is Verdict.FAIL:
             return
         graph = course.artifact(row) if row.verdict is Verdict.PASS else graph
+    if course.recipe.buckets:
+        yield from resolution_rows(course, graph, course.recipe.buckets)
     smaller = yield from lever_rows(course, graph)
     # Behind a lever the outputs are other ones; what follows has to reproduce the smaller network's.
     reference = source if smaller == graph else smaller
-    yield from half_rows(course, smaller, reference)
-    yield from eight_bit_rows(course, smaller, reference)
+    portable: dict[str, Artifact] = {}
+    for row in chain(half_rows(course, smaller, reference), eight_bit_rows(course, smaller, reference)):
+        yield row
+        if course.accurate(row):
+            portable[row.stage] = course.artifact(row)
     for runtime in runtimes:
         make = partial(backend(runtime).build, smaller, course.folder.store)
         yield course.step(f"build:{runtime}", StepKind.BUILD, smaller, make, reference=reference)
-        if course.can_lower("int8"):
+        if runtime in GPUS:
+            yield from _engine_rows(course, runtime, portable)
+        elif course.can_lower("int8"):
             yield from searched_rows(course, smaller, runtime, reference)
             yield from own_int8_rows(course, runtime, smaller, reference)
+
+
+def _engine_rows(course: Course, runtime: str, portable: Mapping[str, Artifact]) -> Iterator[Row]:
+    """Build every lower precision that kept its accuracy; an engine has to reproduce the file that it is made from."""
+    for stage, graph in portable.items():
+        make = partial(backend(runtime).build, graph, course.folder.store)
+        yield course.step(f"{stage}:{runtime}", StepKind.BUILD, graph, make, reference=graph)

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 from vitesse.errors import UsageError
 from vitesse.lowering import REWRITES
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "fp8+fp16")
 # Those that cost accuracy and need images to decide on.
 LOWERED = frozenset(PRECISIONS) - {"fp32"}
-# What every CPU runtime can turn into speed; the others pay on GPUs.
-DEFAULT_PRECISIONS = ("fp32", "int8")
+# What every CPU runtime can turn into speed, and what every GPU can.
+CPU_PRECISIONS = ("fp32", "int8")
+GPU_PRECISIONS = ("fp32", "fp16")
 # In the order in which they are tried: a smaller input is exported anew, the others rewrite the graph.
 LEVERS = ("size", "decoder", "queries", "tokens")
 METHODS = ("minmax", "entropy", "percentile", "mse")
@@ -164,16 +165,18 @@ class Recipe:
         target: `cpu` (every CPU runtime installed) or one runtime's name.
         max_drop: accuracy budget in points of AP or top-1 (0.5 = half a point).
         latency_budget_ms: the latency the user needs, milliseconds at batch 1; None = no bound.
-        precisions: subset of `PRECISIONS`.
+        precisions: subset of `PRECISIONS`; empty = what the target turns into speed.
         levers: subset of `LEVERS`: ways to make the network itself smaller; none unless asked for.
+        buckets: into how many tensor sizes images of all sizes are laid, as rows of their own; 0 = no such rows.
         lower: operators to rewrite into simpler ones, by the names of `lowering.REWRITES`.
     """
 
     target: str = "cpu"
     max_drop: float = 0.5
     latency_budget_ms: float | None = None
-    precisions: tuple[str, ...] = DEFAULT_PRECISIONS
+    precisions: tuple[str, ...] = ()
     levers: tuple[str, ...] = ()
+    buckets: int = 0
     preset: str | None = None
     spec: str | None = None
     lower: tuple[str, ...] = ()
@@ -186,9 +189,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         wrong = [name for name in self.precisions if name not in PRECISIONS]
-        if wrong or not self.precisions:
+        if wrong:
             raise UsageError(
-                f"unknown precision {', '.join(map(repr, wrong)) or '(none given)'}",
+                f"unknown precision {', '.join(map(repr, wrong))}",
                 expected=f"some of {', '.join(PRECISIONS)}",
             )
         for option, names, known in (("lower", self.lower, REWRITES), ("levers", self.levers, LEVERS)):
@@ -203,6 +206,8 @@ class Recipe:
             raise UsageError(
                 f"--latency-budget {self.latency_budget_ms} ms", expected="more than 0, as in 16ms"
             )
+        if self.buckets < 0:
+            raise UsageError(f"--buckets {self.buckets}", expected="1 or more, or 0 for none")
         if not 1 <= self.data.calib_images <= 512:
             raise UsageError(f"--calib-images {self.data.calib_images}", expected="1 to 512")
 

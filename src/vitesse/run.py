@@ -55,13 +55,15 @@ def spec_of(folder: Path) -> ModelSpec:
 
 
 def artifact_of(folder: Path, row: Row, spec: ModelSpec) -> Artifact:
-    """Return the checked artifact of a row; `spec` is the source's, and the artifact's own size wins over its size."""
+    """Return the checked artifact of a row; `spec` is the source's, the row's own rules win over its."""
     if row.artifact is None:
         raise RunFolderError(
             f"the step {row.stage} made no artifact", expected=f"one; it ended with {row.reason}"
         )
     ref = row.artifact
-    if row.input_size is not None:
+    if row.preprocessing is not None:
+        spec = spec.with_preprocessing(row.preprocessing)
+    elif row.input_size is not None:  # a run of an earlier version
         spec = replace(spec, preprocessing=replace(spec.preprocessing, size=row.input_size))
     artifact = Artifact(folder / ref.path, ref.sha256, ref.bytes, spec, Provenance(row.stage), ref.backend)
     artifact.check()
@@ -76,9 +78,9 @@ def load_options(row: Row) -> LoadOptions:
 class RunFolder:
     """Claims a folder for one source and one data set, and keeps finished steps."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, home: str = "onnxruntime") -> None:
         self.folder = folder
-        self.store = Store(folder / "artifacts")
+        self.store = Store(folder / "artifacts", home)
         self.calibration = folder / "calibration"
 
     def claim(self, source_sha256: str, data_sha256: str, spec: ModelSpec) -> None:
@@ -141,7 +143,7 @@ class RunFolder:
             kept = json.loads((self.folder / "steps" / f"export-{key}.json").read_text())
             spec, provenance = spec_from_mapping(kept["spec"]), Provenance("source", None, kept["how"])
             path = self.folder / kept["path"]
-            artifact = Artifact(path, kept["sha256"], path.stat().st_size, spec, provenance)
+            artifact = Artifact(path, kept["sha256"], path.stat().st_size, spec, provenance, self.store.home)
             artifact.check()
         except (OSError, ValueError, TypeError, KeyError, VitesseError):
             return None

@@ -142,6 +142,10 @@ class ModelSpec:
             del raw["preprocessing"]["buckets"]
         return json.dumps(raw, sort_keys=True)
 
+    def with_preprocessing(self, raw: Mapping[str, Any]) -> ModelSpec:
+        """Return the spec with other rules, as `to_json` writes them; raises SpecError where they cannot be."""
+        return spec_from_mapping({**json.loads(self.to_json()), "preprocessing": raw})
+
     def label(self, index: int) -> str:
         """Return the class name, or `class 7` when names are unknown."""
         return self.labels[index] if 0 <= index < len(self.labels) else f"class {index}"

@@ -68,6 +68,28 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "tensorrt-rtx": ("tensorrt-rtx",),
 }
 
+# Targets that need a GPU; they multiply 16 bits fastest, and their engines are made from any portable graph of a run.
+GPUS = ("cuda", "tensorrt", "tensorrt-rtx")
+
+
+def home_of(target: str) -> str:
+    """Return the runtime that a run for `target` measures portable ONNX files and the original with.
+
+    On a GPU that is ONNX Runtime's CUDA provider: what an engine gains is gained over the original on the same GPU.
+    """
+    return "cuda" if target in GPUS else "onnxruntime"
+
+
+def require(name: str) -> None:
+    """Raise MissingExtra with the reason and the way out where a runtime cannot run here."""
+    found = backend(name).probe()
+    if not found.available:
+        raise MissingExtra(
+            f"the backend {name!r} cannot run here: {found.reason}",
+            cause="a run measures every step where it is to be used",
+            fix=found.fix,
+        )
+
 
 def backend(name: str) -> Backend:
     """Import and return a runtime.

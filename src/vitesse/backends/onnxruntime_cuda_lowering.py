@@ -56,7 +56,7 @@ def multi_head_attention(model: ir.Model) -> int:
         attributes = [ir.AttrInt64("num_heads", node.attributes["q_num_heads"].as_int())]
         if "scale" in node.attributes:
             attributes.append(ir.AttrFloat32("scale", node.attributes["scale"].as_float()))
-        inputs = list(node.inputs[:3])
+        inputs: list[ir.Value | None] = list(node.inputs[:3])
         layers = [layer for layer in map(_biased, inputs) if layer is not None]
         if len(layers) == len(inputs):
             inputs = [*(product for product, _ in layers), _joined(model, node, [bias for _, bias in layers])]
@@ -70,7 +70,7 @@ def gelu(model: ir.Model) -> int:
     for node in nodes:
         tanh = "approximate" in node.attributes and node.attributes["approximate"].as_string() == "tanh"
         biased = _biased(node.inputs[0])
-        inputs = list(node.inputs) if biased is None else list(biased)
+        inputs: list[ir.Value | None] = [*(node.inputs if biased is None else biased)]
         name = "FastGelu" if tanh else "Gelu" if biased is None else "BiasGelu"
         _replace(model, node, name, inputs, [])
     return len(nodes)

@@ -12,7 +12,20 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vitesse._version import __version__
-from vitesse.cli import diagnose, doctor, export, optimize, predict, profile, quantize, report
+from vitesse.cli import (
+    bench,
+    build,
+    check,
+    diagnose,
+    doctor,
+    export,
+    optimize,
+    predict,
+    profile,
+    quantize,
+    report,
+    tune,
+)
 from vitesse.errors import VitesseError, missing_extra
 
 Command = Callable[[argparse.Namespace], int]
@@ -22,6 +35,10 @@ COMMANDS = {
     "export": (export, "any model → one clean, verified ONNX file"),
     "quantize": (quantize, "a model and calibration images → INT8 or FP8 as Q/DQ"),
     "diagnose": (diagnose, "why the output of a model is zeros, NaN or wrong"),
+    "build": (build, "the graphs of a run → engines for GPUs, also for those that are not here"),
+    "check": (check, "would this engine run here, and if not, why"),
+    "bench": (bench, "latency, throughput and memory by batch size and number of streams"),
+    "tune": (tune, "the batch size and streams for a latency bound and the memory at hand"),
     "profile": (profile, "where the time goes, by module or by operator"),
     "report": (report, "show the ledger of a run and write its report again"),
     "predict": (predict, "run the chosen artifact on images"),

@@ -21,7 +21,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, required=True, metavar="FOLDER", help="COCO, class folders or images"
     )
     parser.add_argument("--calib-data", type=Path, metavar="FOLDER", help="other images to calibrate INT8 on")
-    parser.add_argument("--target", help="cpu (default), onnxruntime or openvino")
+    parser.add_argument(
+        "--target", help="cpu (default), onnxruntime, openvino, cuda, tensorrt or tensorrt-rtx"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("run"), metavar="FOLDER", help="the run folder (default: run)"
     )
@@ -35,13 +37,19 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--precisions",
         type=names,
         metavar="LIST",
-        help="of fp32,fp16,bf16,int8,fp8 (default: fp32,int8)",
+        help="of fp32,fp16,bf16,int8,fp8,int8+fp16,fp8+fp16 (default: fp32,int8; for a GPU fp32,fp16)",
     )
     parser.add_argument(
         "--levers",
         type=names,
         metavar="LIST",
         help="also make the network smaller, untrained: of decoder,queries,tokens,size (default: none)",
+    )
+    parser.add_argument(
+        "--buckets",
+        type=int,
+        metavar="N",
+        help="also measure a model of free height and width with images laid into N tensor sizes (default: 0)",
     )
     parser.add_argument(
         "--allow-random",
@@ -95,6 +103,7 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
         "latency_budget_ms": options.latency_budget,
         "precisions": options.precisions,
         "levers": options.levers,
+        "buckets": options.buckets,
         "half": present(allow_random=options.allow_random),
         "data": present(
             limit=options.limit,
