@@ -3,7 +3,7 @@
     python benchmarks/gpu_runtime_models.py FOLDER                      makes the models; needs torch
     python benchmarks/gpu_runtime.py race FOLDER --out race.json        latency, all candidates in turn
     python benchmarks/gpu_runtime.py streams FOLDER --out streams.json  batches × streams, all kept busy
-    python benchmarks/gpu_runtime.py tune FOLDER --out tune.json        the search of `vitesse tune` beside the whole grid
+    python benchmarks/gpu_runtime.py tune FOLDER --out tune.json        `vitesse tune` beside the whole grid
     python benchmarks/gpu_runtime.py soak MODEL.onnx --out soak.json    100,000 runs over changing shapes
     python benchmarks/gpu_runtime.py --table                            docs/gpu.md, from results/gpu_runtime_*.json
 

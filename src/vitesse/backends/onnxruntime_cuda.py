@@ -26,6 +26,12 @@ from vitesse.backends.protocol import Availability, Built, LoadOptions
 from vitesse.errors import BackendError
 
 PROVIDER = "CUDAExecutionProvider"
+# Operators whose output is as long as the values say, or that choose what runs: each waits for the GPU, which no capture
+# of a CUDA graph allows, and their outputs fit no buffer of fixed size.
+_VALUES_DECIDE = frozenset(
+    {"NonZero", "NonMaxSuppression", "Compress", "Unique", "If", "Loop", "Scan", "StringSplit"}
+)
+
 # What a session that asks for graphs is told when an operator has no CUDA kernel.
 _NOT_ALL_ON_GPU = "cannot use the graph capture"
 
@@ -38,6 +44,7 @@ class OnnxRuntimeCudaEngine(Closing):
         self._load_options = options
         self.device_pool = Pool(driver, cap_bytes=options.memory_bytes)
         self.host_pool = Pool(driver, host=True)
+        self.values_decide = _values_decide(path)
         self._closed = False
         # Opened here, so that a damaged file is refused when it is loaded and not when it is first run.
         self._first: OnnxRuntimeCudaSession | None = OnnxRuntimeCudaSession(self)
@@ -59,6 +66,8 @@ class OnnxRuntimeCudaEngine(Closing):
         """
         if not self._load_options.cuda_graph:
             return self._on(stream, graph=False), "switched off"
+        if self.values_decide:
+            return self._on(stream, graph=False), f"{self.values_decide}: how much it gives depends on values"
         try:
             return self._on(stream, graph=True), ""
         except BackendError as error:
@@ -182,6 +191,15 @@ def check_provider(runtime: Any) -> None:
             cause="its CUDA or cuDNN libraries were not found or do not fit, as it says on stderr",
             fix="pip install 'onnxruntime-gpu[cuda,cudnn]', or put the libraries of CUDA and cuDNN on LD_LIBRARY_PATH",
         )
+
+
+def _values_decide(path: Path) -> str:
+    """Return an operator whose output's size depends on values, or nothing; a damaged file is refused when loaded."""
+    try:
+        nodes = onnx.load(path, load_external_data=False).graph.node
+    except Exception:  # protobuf and onnx raise a dozen kinds
+        return ""
+    return next((node.op_type for node in nodes if node.op_type in _VALUES_DECIDE), "")
 
 
 def _missing() -> tuple[str, str]:

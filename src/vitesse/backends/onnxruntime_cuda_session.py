@@ -6,11 +6,11 @@ copy reads; it cannot drop one, so that a session captures a bounded number and 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -18,12 +18,13 @@ import onnxruntime
 from vitesse.backends.closing import Closing
 from vitesse.backends.cuda.arrays import DeviceArray, device_array
 from vitesse.backends.cuda.buffers import Buffers
+from vitesse.backends.cuda.captures import TURNS
 from vitesse.backends.cuda.driver import Driver
 from vitesse.backends.cuda.memory import Pool
 from vitesse.backends.cuda.stream import Stream
 from vitesse.backends.feeds import check_feeds
 from vitesse.backends.onnxruntime_tensors import refused
-from vitesse.backends.protocol import Outcome, TensorInfo, Tensors
+from vitesse.backends.protocol import Array, Outcome, TensorInfo, Tensors
 from vitesse.errors import BackendError
 
 # Shapes that a session captures as CUDA graphs; others run without.
@@ -34,6 +35,7 @@ _NO_GRAPH = "-1"
 
 # Shape and device address of each input, in the graph's order.
 Placed = tuple[tuple[tuple[int, ...], int], ...]
+Result = TypeVar("Result")
 
 
 class Opener(Protocol):
@@ -45,6 +47,8 @@ class Opener(Protocol):
     host_pool: Pool
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    # An operator that makes the outputs as long as the values say; "" where shapes follow from shapes.
+    values_decide: str
 
     def open(self, stream: int) -> tuple[Any, str]:
         """Return an `InferenceSession` on a stream, and why it captures no CUDA graphs ("" where it does)."""
@@ -57,10 +61,11 @@ class Opener(Protocol):
 
 @dataclass(frozen=True)
 class _Ready:
-    """What a call of known shapes and addresses needs: bound tensors, the outputs' shapes, the run options."""
+    """What a call of known shapes and addresses needs: bound tensors, the outputs' shapes, the graph's number, run options."""
 
     binding: Any
     outputs: Mapping[str, tuple[int, ...]]
+    graph: str
     options: Any
 
 
@@ -75,12 +80,18 @@ class OnnxRuntimeCudaSession(Closing):
     def __init__(self, engine: Opener) -> None:
         self._engine: Opener | None = engine
         self._stream = Stream(engine.driver)
-        self.runtime, self.without_graph = engine.open(self._stream.handle)
+        try:
+            with TURNS.using():
+                self.runtime, self.without_graph = engine.open(self._stream.handle)
+        except BaseException:
+            self._stream.close()
+            raise
         self._buffers = Buffers(engine.driver, self._stream, device=engine.device_pool, host=engine.host_pool)
         self._timer = self._stream.timer()
         self._ready: dict[Hashable, _Ready] = {}
         self._shapes: dict[tuple[tuple[int, ...], ...], Mapping[str, tuple[int, ...]]] = {}
         self._graphs: dict[Hashable, int] = {}
+        self._captured: set[str] = {_NO_GRAPH}
 
     @property
     def graphs(self) -> int:
@@ -99,17 +110,24 @@ class OnnxRuntimeCudaSession(Closing):
         engine = self._opened()
         start = perf_counter_ns()
         check_feeds(feeds, engine.inputs)
-        placed = tuple(
-            (feeds[info.name].shape, self._buffers.upload(info.name, feeds[info.name]))
-            for info in engine.inputs
-        )
-        ready = self._enqueued(engine, placed)
-        outputs = {
-            info.name: self._buffers.download(info.name, ready.outputs[info.name], info.dtype)
-            for info in engine.outputs
-        }
-        self._stream.synchronize()
-        return Outcome(outputs, (perf_counter_ns() - start) / 1e6, self._timer.ms())
+
+        def placed() -> Placed:
+            arrays = ((info.name, feeds[info.name]) for info in engine.inputs)
+            return tuple((array.shape, self._buffers.upload(name, array)) for name, array in arrays)
+
+        def copied(ready: _Ready) -> Outcome:
+            outputs = {
+                info.name: self._buffers.download(info.name, ready.outputs[info.name], info.dtype)
+                for info in engine.outputs
+            }
+            self._stream.synchronize()
+            return Outcome(outputs, (perf_counter_ns() - start) / 1e6, self._timer.ms())
+
+        if not engine.values_decide:
+            return self._done(engine, placed, copied)
+        with TURNS.using():
+            outputs = self._run_unbound(engine, placed())
+            return Outcome(outputs, (perf_counter_ns() - start) / 1e6, self._timer.ms())
 
     def run_on_device(self, feeds: Mapping[str, object]) -> Mapping[str, DeviceArray]:
         """Run on arrays of torch, CuPy, JAX… that are on the GPU, in place; the outputs stay there.
@@ -122,26 +140,37 @@ class OnnxRuntimeCudaSession(Closing):
             DataError, BackendError: as `run`; CudaError for an array on the host or another GPU.
         """
         engine = self._opened()
+        if engine.values_decide:
+            raise BackendError(
+                f"the outputs of {engine.path} have no size before they are there",
+                expected="outputs whose shapes follow from the inputs' shapes",
+                cause=f"the graph has a {engine.values_decide}",
+                fix="session.run(feeds), which copies them to numpy",
+            )
         stream = self._stream.handle
         arrays = {name: device_array(value, engine.driver, stream=stream) for name, value in feeds.items()}
         check_feeds(arrays, engine.inputs)
-        for array in arrays.values():
-            array.wait_on(engine.driver, stream)
-        placed = tuple((arrays[info.name].shape, arrays[info.name].address) for info in engine.inputs)
-        ready = self._enqueued(engine, placed)
-        number = engine.driver.device.number
-        return {
-            info.name: DeviceArray(
-                self._buffers.device(info.name),
-                ready.outputs[info.name],
-                np.dtype(info.dtype),
-                stream,
-                number,
-                self,
-                engine.driver,
-            )
-            for info in engine.outputs
-        }
+
+        def placed() -> Placed:
+            for array in arrays.values():
+                array.wait_on(engine.driver, stream)
+            return tuple((arrays[info.name].shape, arrays[info.name].address) for info in engine.inputs)
+
+        def left(ready: _Ready) -> Mapping[str, DeviceArray]:
+            return {
+                info.name: DeviceArray(
+                    self._buffers.device(info.name),
+                    ready.outputs[info.name],
+                    np.dtype(info.dtype),
+                    stream,
+                    engine.driver.device.number,
+                    self,
+                    engine.driver,
+                )
+                for info in engine.outputs
+            }
+
+        return self._done(engine, placed, left)
 
     def synchronize(self) -> None:
         """Wait for what was enqueued."""
@@ -153,18 +182,45 @@ class OnnxRuntimeCudaSession(Closing):
         self._engine.check_open()
         return self._engine
 
-    def _enqueued(self, engine: Opener, inputs: Placed) -> _Ready:
-        """Have the kernels enqueued for inputs at their addresses, timed by events."""
+    def _done(
+        self, engine: Opener, place: Callable[[], Placed], finish: Callable[[_Ready], Result]
+    ) -> Result:
+        """Place the inputs, have the kernels enqueued between two events, finish; a capture has the GPU to itself."""
         try:
-            ready = self._prepared(engine, inputs)
-            self._timer.begin()
-            self.runtime.run_with_iobinding(ready.binding, ready.options)
-            self._timer.end()
+            with TURNS.using():
+                ready = self._prepared(engine, place())
+                if ready.graph in self._captured:
+                    self._launch(ready)
+                    return finish(ready)
+            # The first run with a graph's number captures it.
+            with TURNS.capturing():
+                self._launch(ready)
+                self._captured.add(ready.graph)
+                return finish(ready)
         except BackendError:
             raise
         except Exception as error:
             raise refused("running", engine.path, error) from error
-        return ready
+
+    def _launch(self, ready: _Ready) -> None:
+        self._timer.begin()
+        self.runtime.run_with_iobinding(ready.binding, ready.options)
+        self._timer.end()
+
+    def _run_unbound(self, engine: Opener, inputs: Placed) -> dict[str, Array]:
+        """Run where the runtime allocates the outputs, and copy them."""
+        binding = self._with_inputs(engine, inputs)
+        for info in engine.outputs:
+            binding.bind_output(info.name, "cpu")
+        try:
+            self._timer.begin()
+            self.runtime.run_with_iobinding(binding, _run_options(_NO_GRAPH))
+            self._timer.end()
+        except Exception as error:
+            raise refused("running", engine.path, error) from error
+        self._stream.synchronize()
+        values = binding.get_outputs()
+        return {info.name: value.numpy() for info, value in zip(engine.outputs, values, strict=True)}
 
     def _prepared(self, engine: Opener, inputs: Placed) -> _Ready:
         shapes = tuple(shape for shape, _ in inputs)
@@ -183,7 +239,8 @@ class OnnxRuntimeCudaSession(Closing):
             binding = self._with_inputs(engine, inputs)
             for info, address in zip(engine.outputs, written, strict=True):
                 _bind(binding.bind_output, engine, info, outputs[info.name], address)
-            self._ready[key] = _Ready(binding, outputs, _run_options(self._graph_of(key)))
+            graph = self._graph_of(key)
+            self._ready[key] = _Ready(binding, outputs, graph, _run_options(graph))
         return self._ready[key]
 
     def _learnt(self, engine: Opener, inputs: Placed) -> Mapping[str, tuple[int, ...]]:
@@ -215,10 +272,11 @@ class OnnxRuntimeCudaSession(Closing):
         if self._engine is None:
             return
         self._engine = None
-        self._ready.clear()
-        self.runtime = None
-        self._buffers.close()
-        self._stream.close()
+        with TURNS.using():
+            self._ready.clear()
+            self.runtime = None
+            self._buffers.close()
+            self._stream.close()
 
 
 def _run_options(graph: str) -> Any:
