@@ -26,7 +26,7 @@ from ledgers import CASES, ROOT, Case, environment_text, with_section
 from onnx import TensorProto, helper, numpy_helper
 
 from vitesse import stages
-from vitesse.artifact import Artifact, Store
+from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.protocol import LoadOptions
 from vitesse.backends.tensorrt.api import load_api
 from vitesse.backends.tensorrt.builder import build_plan
@@ -36,6 +36,7 @@ from vitesse.environment import describe
 from vitesse.errors import BackendError
 from vitesse.lowering.opset import at_opset
 from vitesse.measure import Candidate, opened
+from vitesse.metadata import serialise
 from vitesse.pipeline import HOLDOUT
 from vitesse.precision.calibrated import calibrate_graph
 from vitesse.precision.half import find_islands, write_half
@@ -244,11 +245,11 @@ def accuracies(case: Case) -> dict[str, Any]:
         rows = []
         for number, method in (*(("int8", method) for method in METHODS), ("fp8", "minmax")):
             plain, mixed = both(graph, store, data, case, islands.names, number, method)
-            row = {"number": number, "method": method}
-            row |= {
-                "plain": evaluated(plain, data).value,
-                "mixed": evaluated(mixed, data, emulate=True).value,
-            }
+            between = half(onnx.load(plain.path), wide=lambda _: True)
+            casts = store.put(serialise(between, graph.spec), graph.spec, Provenance("casts"), suffix=".onnx")
+            row = {"number": number, "method": method, "plain": evaluated(plain, data).value}
+            row |= {"mixed": evaluated(mixed, data, emulate=True).value}
+            row |= {"casts": evaluated(casts, data, emulate=True).value}
             row |= {"plain_bytes": plain.bytes, "mixed_bytes": mixed.bytes}
             rows.append(row)
             print(case.title, row, flush=True)
@@ -289,20 +290,22 @@ def evaluated(artifact: Artifact, data: Dataset, *, emulate: bool = False) -> An
 
 def accuracy_table(found: Mapping[str, Any]) -> str:
     lines = [
-        "| number | range | rest FP32 | rest FP16 | difference | file, MB |",
-        f"|{'---|' * 6}",
+        "| number | range | rest FP32 | rest FP16 | difference | rest FP16, scales FP32 between casts | file, MB |",
+        f"|{'---|' * 7}",
     ]
     for row in found["rows"]:
-        lost = [100 * (found["original"] - row[which]) for which in ("plain", "mixed")]
+        lost = [100 * (found["original"] - row[which]) for which in ("plain", "mixed", "casts")]
         sizes = " → ".join(f"{row[f'{which}_bytes'] / 1e6:.2f}" for which in ("plain", "mixed"))
-        cells = [NUMBERS[row["number"]], row["method"], *map(signed, lost), signed(lost[1] - lost[0]), sizes]
+        shown = [*lost[:2], lost[1] - lost[0], lost[2]]
+        cells = [NUMBERS[row["number"]], row["method"], *map(signed, shown), sizes]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def mean_difference(found: Mapping[str, Any]) -> float:
+def mean_difference(found: Mapping[str, Any], number: str, form: str = "mixed") -> float:
     """Points that FP16 for the rest costs, on average over the ways of quantising; less than 0 is a gain."""
-    return float(np.mean([100 * (row["plain"] - row["mixed"]) for row in found["rows"]]))
+    rows = [row for row in found["rows"] if row["number"] == number]
+    return float(np.mean([100 * (row["plain"] - row[form]) for row in rows]))
 
 
 # --- the page
@@ -338,7 +341,8 @@ def accuracy_parts(found: Mapping[str, Any]) -> list[str]:
         parts += [
             f"{CASES[name].title}: {METRICS[one['metric']]} {one['original']:.4f} on {one['images']} images, in FP16 "
             f"{fp16} points lost with {one['islands']} islands; points lost with every layer quantised that may be, "
-            f"on average {signed(mean_difference(one))} more beside FP16. `{one['command']}` on "
+            f"of INT8 on average {signed(mean_difference(one, 'int8'))} more beside FP16 (scales FP32: "
+            f"{signed(mean_difference(one, 'int8', 'casts'))}). `{one['command']}` on "
             f"{environment_text(one['environment'])}.",
             accuracy_table(one),
         ]

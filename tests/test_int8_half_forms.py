@@ -45,25 +45,26 @@ def test_a_cell_shows_size_and_weights_or_why_it_was_refused(script: ModuleType)
 def accuracy() -> dict[str, Any]:
     row = {"number": "int8", "plain_bytes": 2_000_000, "mixed_bytes": 1_500_000}
     rows = [
-        {**row, "method": "minmax", "plain": 0.80, "mixed": 0.79},
-        {**row, "method": "mse", "plain": 0.80, "mixed": 0.802},
+        {**row, "method": "minmax", "plain": 0.80, "mixed": 0.79, "casts": 0.81},
+        {**row, "method": "mse", "plain": 0.80, "mixed": 0.802, "casts": 0.80},
     ]
     return {"original": 0.81, "rows": rows}
 
 
 def test_points_lost_and_their_difference_follow_from_the_values(script: ModuleType) -> None:
     lines = script.accuracy_table(accuracy()).splitlines()
-    assert lines[2] == "| INT8 | minmax | 1.00 | 2.00 | 1.00 | 2.00 → 1.50 |"
-    assert lines[3] == "| INT8 | mse | 1.00 | 0.80 | −0.20 | 2.00 → 1.50 |"
-    assert script.mean_difference(accuracy()) == pytest.approx(0.4)
+    assert lines[2] == "| INT8 | minmax | 1.00 | 2.00 | 1.00 | 0.00 | 2.00 → 1.50 |"
+    assert lines[3] == "| INT8 | mse | 1.00 | 0.80 | −0.20 | 1.00 | 2.00 → 1.50 |"
+    assert script.mean_difference(accuracy(), "int8") == pytest.approx(0.4)
+    assert script.mean_difference(accuracy(), "int8", "casts") == pytest.approx(-0.5)
 
 
-def test_the_committed_accuracy_of_int8_and_fp8_beside_fp16_is_that_beside_fp32(script: ModuleType) -> None:
-    """Within 0.1 points on average over the ways of quantising; one of them alone may differ by chance."""
+def test_the_committed_accuracy_beside_fp16_is_near_that_beside_fp32(script: ModuleType) -> None:
+    """FP16 alone costs the DETR 0.07 points; what it costs INT8 is not more than that and chance."""
     found = script.results()
-    for name in script.NAMES:
-        if name in found:
-            assert script.mean_difference(found[name]) <= 0.1, name
+    for name, most in {"vit_fashion": 0.05, "detr_fashion": 0.15}.items():
+        for number in script.NUMBERS:
+            assert script.mean_difference(found[name], number) <= (most if number == "int8" else 0.15), name
 
 
 # --- the forms
