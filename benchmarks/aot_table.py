@@ -29,6 +29,7 @@ from vitesse.backends.tensorrt.api import load_api, version_of
 from vitesse.backends.tensorrt.building import build_artifact
 from vitesse.backends.tensorrt.options import BuildOptions
 from vitesse.data.dataset import open_calibration
+from vitesse.data.split import Split
 from vitesse.engines import BATCH, EngineRow, Order, build_file
 from vitesse.environment import describe
 from vitesse.metadata import serialise
@@ -44,8 +45,8 @@ TARGET = "tensorrt-rtx"
 CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120")
 FORMS = ("fp32", "fp16", "int8+fp16", "int8")
 TITLES = {"fp32": "FP32", "fp16": "FP16", "int8+fp16": "INT8, the rest FP16", "int8": "INT8, the rest FP32"}
-# Ranges decide about accuracy, not about what compiles.
-IMAGES = 8
+# Ranges and islands decide about accuracy, and hardly about what compiles.
+IMAGES, QUICK_IMAGES = 8, 1
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,17 @@ EVERY_GPU = {
     "int8+fp16": CAPABILITIES,
     "int8": ("sm75", "sm86"),
 }
-TWO = {"fp16": ("sm75", "sm86"), "int8+fp16": ("sm75", "sm86")}
+TWO_GPUS = {"fp16": ("sm75", "sm86"), "int8+fp16": ("sm75", "sm86")}
 SUBJECTS = {
     "vit_fashion": Subject("ViT (1.2 M, 56×56)", partial(example, "vit"), EVERYTHING),
     "detr_fashion": Subject("DETR (3.2 M, 256×256)", partial(example, "detr"), EVERY_GPU),
-    "deimv2_atto": Subject("DEIMv2-Atto (0.5 M, 320×320)", deimv2, TWO),
-    "vit_b16": Subject("ViT-B/16 (86 M, 224×224, random weights)", partial(random_weights, "vit_b16"), TWO),
-    "detr_r50": Subject("DETR-R50 (41 M, 480×640, random weights)", partial(random_weights, "detr_r50"), TWO),
+    "deimv2_atto": Subject("DEIMv2-Atto (0.5 M, 320×320)", deimv2, TWO_GPUS),
+    "vit_b16": Subject(
+        "ViT-B/16 (86 M, 224×224, random weights)", partial(random_weights, "vit_b16"), TWO_GPUS
+    ),
+    "detr_r50": Subject(
+        "DETR-R50 (41 M, 480×640, random weights)", partial(random_weights, "detr_r50"), TWO_GPUS
+    ),
 }
 
 
@@ -135,7 +140,9 @@ def keep(found: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def compiled(name: str, wanted: Mapping[str, Sequence[str]], *, together: bool = False) -> dict[str, Any]:
+def compiled(
+    name: str, wanted: Mapping[str, Sequence[str]], *, images: int = IMAGES, together: bool = False
+) -> dict[str, Any]:
     """Build one model in the forms and for the compute capabilities that are wanted.
 
     Returns:
@@ -144,9 +151,10 @@ def compiled(name: str, wanted: Mapping[str, Sequence[str]], *, together: bool =
     """
     with tempfile.TemporaryDirectory(prefix="vitesse-") as temporary:
         folder = Path(temporary)
-        artifact, images = SUBJECTS[name].open(folder)
+        artifact, pictures = SUBJECTS[name].open(folder)
+        split = open_calibration(pictures).spread(images)
         found = {}
-        for form, graph in graphs(artifact, images, Store(folder / "graphs"), wanted):
+        for form, graph in graphs(artifact, split, Store(folder / "graphs"), wanted):
             options = BuildOptions(compute_capabilities=tuple(wanted[form]))
             rows = build_file(graph, Order(TARGET, options, folder / "engines", rebuild=True))
             found[form] = {
@@ -162,10 +170,9 @@ def compiled(name: str, wanted: Mapping[str, Sequence[str]], *, together: bool =
 
 
 def graphs(
-    artifact: Artifact, images: Path, store: Store, wanted: Mapping[str, Sequence[str]]
+    artifact: Artifact, split: Split, store: Store, wanted: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, Artifact]]:
     """Make the forms that are wanted, in the order of FORMS."""
-    split = open_calibration(images).spread(IMAGES)
     feeds = CalibrationFeeds(split, artifact.spec)
     whole = stages.fuse(stages.clean(artifact, store).artifact, store).artifact
     if "fp32" in wanted:
@@ -215,7 +222,7 @@ def surprises(name: str) -> Iterator[str]:
     if committed is None:
         yield f"{name} is not in {RESULTS.name}: {SCRIPT} {name}"
         return
-    for form, found in compiled(name, SUBJECTS[name].quick).items():
+    for form, found in compiled(name, SUBJECTS[name].quick, images=QUICK_IMAGES).items():
         for capability, engine in found["engines"].items():
             before = committed[form]["engines"][capability]
             if ("refused" in engine) != ("refused" in before):
