@@ -257,7 +257,7 @@ def streamed(folder: Path, name: str, given: argparse.Namespace) -> dict[str, An
             ours = artifact(folder, name, OURS, precision)
             options = LoadOptions(cuda_graph=graph)
             with Bench(ours, lambda batch: images(name, batch), options, 0) as bench:
-                points = bench.measure(pairs, given.seconds, rounds=2)
+                points = bench.measure(pairs, given.seconds, rounds=1)
             found[f"{precision}{'+graph' if graph else ''}"] = [point.figures() for point in points]
             for point in points:
                 print(name, precision, graph, {k: v for k, v in point.figures().items() if v}, flush=True)

@@ -19,7 +19,7 @@ from vitesse.sources.spec_file import find_spec
 from vitesse.storage import sha256_of
 
 BATCHES = (1, 2, 3, 4)
-SIDES = (128, 160, 192, 224, 256, 320)
+SIDES = (128, 160, 192, 224, 256, 288)
 SAMPLES = 200
 
 
@@ -32,7 +32,7 @@ def soak(path: Path, runs: int) -> dict[str, Any]:
     artifact = Artifact(path, sha256_of(path), path.stat().st_size, spec, Provenance("soak"), "cuda")
     order = random.Random(0)
     shapes = [(batch, 3, high, wide) for batch in BATCHES for high in SIDES for wide in SIDES]
-    pixels = np.random.default_rng(0).standard_normal(4 * 3 * 320 * 320).astype(np.float32)
+    pixels = np.random.default_rng(0).standard_normal(4 * 3 * max(SIDES) ** 2).astype(np.float32)
     driver, process = cuda_driver(), psutil.Process()
     curve, first, wrong = [], {}, 0
     with backend("cuda").load(artifact, LoadOptions()) as engine, engine.session() as session:

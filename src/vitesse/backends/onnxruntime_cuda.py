@@ -26,8 +26,8 @@ from vitesse.backends.protocol import Availability, Built, LoadOptions
 from vitesse.errors import BackendError
 
 PROVIDER = "CUDAExecutionProvider"
-# Operators whose output is as long as the values say, or that choose what runs: each waits for the GPU, which no capture
-# of a CUDA graph allows, and their outputs fit no buffer of fixed size.
+# Operators whose output is as long as the values say, or that choose what runs: each waits for the GPU, which no
+# capture of a CUDA graph allows, and their outputs fit no buffer of fixed size.
 _VALUES_DECIDE = frozenset(
     {"NonZero", "NonMaxSuppression", "Compress", "Unique", "If", "Loop", "Scan", "StringSplit"}
 )

@@ -1,11 +1,14 @@
 """One stream of ONNX Runtime's CUDA provider: buffers, bindings by shape, CUDA graphs.
 
 ONNX Runtime captures the graphs itself (one for each `gpu_graph_id`), because it knows which of its buffers a captured
-copy reads; it cannot drop one, so that a session captures a bounded number and runs other shapes as they come.
+copy reads; it cannot drop one, so that a session captures a bounded number and runs other shapes as they come. It
+keeps graphs and library handles for each thread, so that a thread's first call is slow: warm a session up on the
+thread that will use it.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +73,7 @@ class _Ready:
 
 
 class OnnxRuntimeCudaSession(Closing):
-    """One stream with its buffers, arena and CUDA graphs. Not thread-safe.
+    """One stream with its buffers, arena and CUDA graphs. Not thread-safe; fastest on one thread all its life.
 
     Attributes:
         runtime: the `onnxruntime.InferenceSession`.
@@ -91,7 +94,7 @@ class OnnxRuntimeCudaSession(Closing):
         self._ready: dict[Hashable, _Ready] = {}
         self._shapes: dict[tuple[tuple[int, ...], ...], Mapping[str, tuple[int, ...]]] = {}
         self._graphs: dict[Hashable, int] = {}
-        self._captured: set[str] = {_NO_GRAPH}
+        self._thread = threading.local()
 
     @property
     def graphs(self) -> int:
@@ -189,18 +192,26 @@ class OnnxRuntimeCudaSession(Closing):
         try:
             with TURNS.using():
                 ready = self._prepared(engine, place())
-                if ready.graph in self._captured:
+                captured = self._captured()
+                if ready.graph in captured:
                     self._launch(ready)
                     return finish(ready)
-            # The first run with a graph's number captures it.
+            # A thread's first run with a graph's number captures it.
             with TURNS.capturing():
                 self._launch(ready)
-                self._captured.add(ready.graph)
+                captured.add(ready.graph)
                 return finish(ready)
         except BackendError:
             raise
         except Exception as error:
             raise refused("running", engine.path, error) from error
+
+    def _captured(self) -> set[str]:
+        """Numbers of the graphs that this thread has: the provider keeps graphs, and its handles, for each thread."""
+        if not hasattr(self._thread, "captured"):
+            self._thread.captured = {_NO_GRAPH}
+        found: set[str] = self._thread.captured
+        return found
 
     def _launch(self, ready: _Ready) -> None:
         self._timer.begin()

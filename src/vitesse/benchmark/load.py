@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitesse.backends.protocol import Session, Tensors
+from vitesse.benchmark.latency import warm_up
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,14 @@ def saturate(
     seconds: float,
     *,
     least_calls: int = 0,
+    warm_up_s: float = 0.0,
 ) -> Load:
     """Keep every session busy with `feeds` in turn for `seconds`, and until each has made `least_calls`.
 
     Args:
         images: how many images each of `feeds` holds.
+        warm_up_s: how long each session may be warmed up before, on the thread that it is measured on: ONNX Runtime
+            keeps CUDA handles and graphs for each thread, and makes them in a thread's first call.
 
     Raises:
         what a session raised; the others then stop after their call.
@@ -72,8 +76,13 @@ def saturate(
     failed: list[BaseException] = []
     made = [0] * len(sessions)
     enough: list[float] = [] if least_calls else [0.0]
-    barrier = threading.Barrier(len(sessions) + 1)
     began = 0.0
+
+    def begin() -> None:
+        nonlocal began
+        began = time.perf_counter()
+
+    barrier = threading.Barrier(len(sessions) + 1, action=begin)
 
     def unfinished() -> bool:
         return not enough or time.perf_counter() - began < seconds
@@ -81,7 +90,12 @@ def saturate(
     def work(session: Session, worker: int) -> None:
         turn = worker
         try:
-            barrier.wait()
+            if warm_up_s:
+                warm_up(session, feeds, limit_s=warm_up_s)
+        except BaseException as error:
+            failed.append(error)
+        barrier.wait()
+        try:
             while not failed and unfinished():
                 begin = time.perf_counter()
                 outcome = session.run(feeds[turn % len(feeds)])
@@ -101,7 +115,6 @@ def saturate(
     ]
     for thread in workers:
         thread.start()
-    began = time.perf_counter()
     barrier.wait()
     for thread in workers:
         thread.join()

@@ -16,7 +16,6 @@ from vitesse.artifact import Artifact
 from vitesse.backends import backend
 from vitesse.backends.closing import Closing
 from vitesse.backends.protocol import LoadOptions, Session, Tensors
-from vitesse.benchmark.latency import warm_up
 from vitesse.benchmark.load import saturate
 from vitesse.benchmark.memory_meter import MemoryMeter, release_freed
 from vitesse.benchmark.quiet import ForeignLoad, settle
@@ -296,11 +295,9 @@ class Bench(Closing):
 
     def _window(self, sessions: Sequence[Session], batch: int, seconds: float, into: _Gathered) -> None:
         feeds = self._feeds_of(batch)
-        for session in sessions:
-            warm_up(session, [feeds], limit_s=_WARM_UP_S)
         settle()
         foreign = ForeignLoad()
-        load = saturate(sessions, [feeds], [batch], seconds, least_calls=_LEAST_CALLS)
+        load = saturate(sessions, [feeds], [batch], seconds, least_calls=_LEAST_CALLS, warm_up_s=_WARM_UP_S)
         calls = [call for call in load.calls if call.begin_s < load.seconds]
         into.windows.append(load.window)
         into.rounds.append(

@@ -9,11 +9,12 @@ from typing import Any
 from vitesse.artifact import Artifact
 from vitesse.backends import backend
 from vitesse.backends.protocol import Engine, LoadOptions, Tensors
-from vitesse.benchmark.latency import warm_up
 from vitesse.benchmark.load import saturate
 from vitesse.benchmark.quiet import ForeignLoad, settle
 from vitesse.environment import usable_cores
 from vitesse.errors import DataError
+
+_WARM_UP_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,9 @@ def throughput(
     with backend(artifact.backend).load(artifact, options) as engine:
         opened = [engine.session() for _ in range(count)]
         try:
-            for session in opened:
-                warm_up(session, feeds, limit_s=2.0)
             settle()
             watch = ForeignLoad()
-            load = saturate(opened, feeds, images_of(engine, feeds), seconds)
+            load = saturate(opened, feeds, images_of(engine, feeds), seconds, warm_up_s=_WARM_UP_S)
             inside = [call for call in load.calls if call.end_s <= seconds]
             images, ends = sum(call.images for call in inside), sorted(call.end_s for call in inside)
             return Throughput(images / seconds, count, threads, seconds, images, tuple(ends), watch.cores())

@@ -1,8 +1,8 @@
 """One capture at a time, and nothing else meanwhile: for libraries that capture CUDA graphs in CUDA's global mode.
 
-While such a capture goes on, an allocation or a question about an event by any other thread of the process breaks it,
-and CUDA refuses what follows (error 901). ONNX Runtime captures so. `GraphCache` captures in thread-local mode and needs
-no turn.
+While such a capture goes on, an allocation or a question about an event by any other thread of the process breaks
+it, and CUDA refuses what follows (error 901). ONNX Runtime captures so. `GraphCache` captures in thread-local mode and
+needs no turn.
 """
 
 from __future__ import annotations
