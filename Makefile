@@ -46,4 +46,8 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet -e '.[optimize,openvino,dev]'
+	# Optional: TensorRT for RTX builds engines without a GPU; its tests skip where the package index has none. The stubs
+	# would bring TensorRT itself along.
+	$(BIN)/python -m pip install --quiet -e '.[tensorrt-rtx]' || echo "no TensorRT for RTX: its tests will skip"
+	$(BIN)/python -m pip install --quiet --no-deps 'tensorrt-stubs==10.13.0.35.1' || echo "no stubs of TensorRT: a test will skip"
 	touch $@

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vitesse.environment import describe, usable_cores
+from vitesse.environment import describe, stable, usable_cores
 
 
 @pytest.fixture
@@ -100,6 +100,18 @@ def test_what_cannot_be_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = describe(tmp_path)
     assert (found["memory_mb"], found["container"], found["cpu"]["governor"]) == (None, None, None)
     assert found["cpu"]["flags"] == []
+
+
+def test_gpus_are_recorded_as_nvml_names_them_and_without_it_there_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nvml = pytest.importorskip("vitesse.benchmark.nvml", reason="nvidia-ml-py is not installed")
+    seen = [{"name": "NVIDIA H100 80GB HBM3", "memory_mb": 85520, "driver": "580.159.04"}]
+    monkeypatch.setattr(nvml, "described_gpus", lambda: seen)
+    assert describe()["gpus"] == seen
+    assert stable(describe())["gpus"] == seen
+    monkeypatch.setitem(sys.modules, "vitesse.benchmark.nvml", None)
+    assert describe()["gpus"] == []
 
 
 def test_versions_and_thread_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from fusing import graph
 from shared_data import shared
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.protocol import LoadOptions, TensorInfo
+from vitesse.backends.tensorrt.bucket_profiles import profiles_for
 from vitesse.backends.tensorrt.options import Profile, ShapeRange
 from vitesse.benchmark.fresh_process import FreshProcess
 from vitesse.course import Course
@@ -32,7 +33,7 @@ from vitesse.measure import Candidate, opened
 from vitesse.metadata import read_spec, serialise
 from vitesse.progress import Silent
 from vitesse.recipe import DataOptions, MeasureOptions, Recipe, SourceOptions
-from vitesse.resolution import profiles_for, resolution_rows
+from vitesse.resolution import resolution_rows
 from vitesse.run import RunFolder
 from vitesse.spec import Decode, ModelSpec, Preprocessing, Resize, Task
 from vitesse.stages import clean, fuse, open_model

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vitesse.artifact import Artifact, Store
-from vitesse.backends import backend
+from vitesse.backends import GPUS, backend
 from vitesse.backends.tensorrt.api import Api, load_api, version_of
 from vitesse.backends.tensorrt.fitness import current_device, fitness
 from vitesse.backends.tensorrt.manifest import (
@@ -35,7 +35,7 @@ from vitesse.engine_record import BuildRecord, find_record, keep_record, record_
 from vitesse.errors import BackendError, UsageError, VitesseError
 from vitesse.progress import Progress, Silent
 from vitesse.run import Run, key_of
-from vitesse.selection import GPU_TARGETS, Selected, select, select_for
+from vitesse.selection import Selected, select, select_for
 
 ENGINES = "engines"
 BATCH = (1, 1, 8)  # smallest, usual and largest
@@ -205,10 +205,10 @@ def _newest_first(folder: Path, target: str) -> list[Path]:
 
 
 def _check_target(target: str) -> None:
-    if target not in GPU_TARGETS:
+    if target not in GPUS:
         raise UsageError(
             f"--target {target} is not built apart",
-            expected=f"one of: {', '.join(GPU_TARGETS)}",
+            expected=f"one of: {', '.join(GPUS)}",
             cause="runtimes for CPUs are built by `vitesse optimize`, which also measures what they gain",
         )
 

@@ -43,10 +43,16 @@ _PACKAGES = (
     "numpy",
     "onnx",
     "onnxruntime",
+    "onnxruntime-gpu",
     "onnx-ir",
     "onnxscript",
     "openvino",
     "nncf",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-bindings",
+    "nvidia-ml-py",
+    "psutil",
     "torch",
     "transformers",
     "timm",
@@ -93,6 +99,7 @@ def describe(root: Path = Path("/")) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(root),
         "memory_mb": _memory_mb(root),
+        "gpus": _gpus(),
         "os": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
         "container": _container(root),
@@ -103,8 +110,17 @@ def describe(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def stable(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of the environment decides a measurement's validity: the processor and the versions."""
-    return {name: environment.get(name) for name in ("cpu", "python", "packages")}
+    """Return what of the environment decides a measurement's validity: the processors and the versions."""
+    return {name: environment.get(name) for name in ("cpu", "gpus", "python", "packages")}
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """Name, memory and driver of each NVIDIA GPU; nothing where there is none, or nvidia-ml-py is not installed."""
+    try:
+        from vitesse.benchmark.nvml import described_gpus
+    except ImportError:
+        return []
+    return described_gpus()
 
 
 def _cpu(root: Path) -> dict[str, Any]:

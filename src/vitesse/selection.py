@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from vitesse.artifact import Artifact
-from vitesse.backends import targets
+from vitesse.backends import GPUS, targets
 from vitesse.errors import UsageError
 from vitesse.ledger import Row, Verdict
 from vitesse.run import Run, artifact_of, spec_of
@@ -16,7 +16,6 @@ from vitesse.verify.gate import Limits
 
 # The order in which a GPU wants them: the CPU of the run judged their accuracy, but not what they gain on a GPU.
 GPU_STAGES = ("fp16", "bf16")
-GPU_TARGETS = ("cuda", "tensorrt", "tensorrt-rtx")
 EIGHT = ("int8", "fp8")
 
 
@@ -43,7 +42,7 @@ def select(run: Run, target: str = "", stage: str = "") -> Selected:
     runtimes = targets(target) if target else ()
     if stage:
         row = _named(run, stage)
-        if target in GPU_TARGETS and not _portable(row):
+        if target in GPUS and not _portable(row):
             known = ", ".join(
                 row.stage for row in run.ledger.rows if _portable(row) and keeps_accuracy(run, row)
             )
@@ -52,7 +51,7 @@ def select(run: Run, target: str = "", stage: str = "") -> Selected:
                 expected=f"one of: {known}",
             )
         return Selected(row, _on(run, row, runtimes), f"asked for by --stage {stage}")
-    if not runtimes or target not in GPU_TARGETS:
+    if not runtimes or target not in GPUS:
         row = run.ledger.chosen_row()
         return Selected(row, _on(run, row, ()), "the artifact that the run has chosen")
     portable = [row for row in run.ledger.rows if _portable(row) and keeps_accuracy(run, row)]

@@ -55,7 +55,7 @@ def test_naming_it_is_enough_on_any_target() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that takes the runtime of this machine for a GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "GPU_TARGETS", ("onnxruntime",))
+        patch.setattr(rows, "GPUS", ("onnxruntime",))
         # The search for blocks is no part of this.
         patch.setattr(pipeline, "searched_rows", lambda *_: iter(()))
         return pipeline.optimize(VIT, data=IMAGES, out=tmp_path_factory.mktemp("runs") / "run", recipe=QUICK)

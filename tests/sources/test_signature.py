@@ -48,6 +48,18 @@ def test_a_symbolic_size_takes_any() -> None:
     check_spec_against(model, tiny_graphs.detector_spec(preprocessing={"size": (48, 64)}))
 
 
+def test_buckets_need_open_sides() -> None:
+    model = tiny_graphs.detector()
+    spec = tiny_graphs.detector_spec(
+        preprocessing={"size": (32, 32), "resize": "letterbox", "buckets": ((32, 32), (32, 64))}
+    )
+    text = _refusal(model, spec)
+    assert "the spec has a bucket of 32×64; the image input `images` is float32 [N, 3, 32, 32]" in text
+    assert "--dynamic batch,height,width" in text
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "width"
+    check_spec_against(model, spec)
+
+
 def test_the_other_layout_is_named() -> None:
     spec = tiny_graphs.detector_spec(preprocessing={"size": (32, 32), "layout": "NHWC"})
     assert "in the order NHWC, with 3 channels" in _refusal(tiny_graphs.detector(), spec)

@@ -64,7 +64,7 @@ class Opener(Protocol):
 
 @dataclass(frozen=True)
 class _Ready:
-    """What a call of known shapes and addresses needs: bound tensors, the outputs' shapes, the graph's number, run options."""
+    """What a call of known shapes and addresses needs; `graph` is the number of its CUDA graph."""
 
     binding: Any
     outputs: Mapping[str, tuple[int, ...]]

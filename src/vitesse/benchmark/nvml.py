@@ -104,6 +104,29 @@ class GpuSensor(Closing):
         return float(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used) / 1e6
 
 
+def described_gpus() -> list[dict[str, Any]]:
+    """Return name, memory (MB of 1e6 bytes) and driver of each GPU, for the record; never raises."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(at) for at in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            {
+                "name": pynvml.nvmlDeviceGetName(handle),
+                "memory_mb": round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 1e6),
+                "driver": driver,
+            }
+            for handle in handles
+        ]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def names_of(mask: int) -> tuple[str, ...]:
     """Return the reasons in a mask; a bit that is not known here is named by its number, never dropped."""
     known = tuple(name for bit, name in REASONS.items() if mask & bit)

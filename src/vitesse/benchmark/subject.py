@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from vitesse import stages
 from vitesse.artifact import Artifact, Store
-from vitesse.backends import targets
+from vitesse.backends import GPUS, targets
 from vitesse.backends.protocol import Tensors
 from vitesse.data.dataset import open_dataset
 from vitesse.data.images import Pixels, decode_image
@@ -20,7 +20,7 @@ from vitesse.engines import ENGINES, engine_for
 from vitesse.errors import UsageError
 from vitesse.profile.calls import random_images
 from vitesse.run import Run, artifact_of, open_run, spec_of
-from vitesse.selection import GPU_TARGETS, keeps_accuracy, select
+from vitesse.selection import keeps_accuracy, select
 from vitesse.spec import ModelSpec
 
 # More would only take memory: time hardly depends on the picture.
@@ -90,12 +90,12 @@ def fed_with(spec: ModelSpec, data: Path | None) -> Fed:
 
 
 def _of_run(run: Run, target: str, runtime: str, stage: str) -> Subject:
-    if target in GPU_TARGETS and target != "cuda":
+    if target in GPUS and target != "cuda":
         return Subject(
             engine_for(run, target, stage), run.folder, f"the newest engine of the run for {target}"
         )
     selected = select(run, target, stage)
-    if target in GPU_TARGETS:
+    if target in GPUS:
         # ONNX Runtime's CUDA provider takes the portable graph in forms of its own; unchanged files keep their hash.
         built = stages.build(selected.artifact, runtime, Store(run.folder / ENGINES)).artifact
         return Subject(built, run.folder, f"{selected.row.stage}: {selected.why}")

@@ -127,9 +127,9 @@ def _write(
 
 def device_of(options: argparse.Namespace) -> int | None:
     """Return the GPU's number, None for a target of the CPU."""
-    from vitesse.selection import GPU_TARGETS
+    from vitesse.backends import GPUS
 
-    return options.device if options.target in GPU_TARGETS else None
+    return options.device if options.target in GPUS else None
 
 
 def graph_note(options: argparse.Namespace, device: int | None) -> list[str]:

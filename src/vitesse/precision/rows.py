@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vitesse.artifact import Artifact, Store
-from vitesse.backends import QUANTIZERS, quantizer
+from vitesse.backends import GPUS, QUANTIZERS, quantizer
 from vitesse.backends.protocol import Built
 from vitesse.course import Course
 from vitesse.errors import MissingExtra, UsageError
@@ -20,7 +20,6 @@ from vitesse.precision.half_quantised import to_half_quantised
 from vitesse.precision.quantize import quantize
 from vitesse.precision.search.trials import TrialStore
 from vitesse.recipe import Int8Options, Recipe
-from vitesse.selection import GPU_TARGETS
 from vitesse.verify.gate import StepKind
 
 HALF = ("fp16", "bf16")
@@ -74,7 +73,7 @@ def wants_half_too(recipe: Recipe, number: str) -> bool:
     A CPU computes FP16 in float32 and could only reject it as slower.
     """
     both = {number, "fp16"} <= set(recipe.precisions)
-    return with_half(number) in recipe.precisions or (both and recipe.target in GPU_TARGETS)
+    return with_half(number) in recipe.precisions or (both and recipe.target in GPUS)
 
 
 def _everything(

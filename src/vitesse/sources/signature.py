@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx
 
@@ -106,6 +106,7 @@ def _check_image(entry: TensorInfo, spec: ModelSpec) -> None:
             expected=f"four dimensions in the order {spec.preprocessing.layout}, with 3 channels",
             fix='set preprocessing.layout to "NCHW" or "NHWC", as the graph has it',
         )
+    _check_buckets(entry, [entry.shape[side] for side in sides], spec)
     for axis, wanted in zip(sides, spec.preprocessing.size, strict=True):
         if isinstance(entry.shape[axis], int) and entry.shape[axis] != wanted:
             height, width = spec.preprocessing.size
@@ -113,6 +114,17 @@ def _check_image(entry: TensorInfo, spec: ModelSpec) -> None:
                 f"the spec's size is {height}×{width}, the image input `{entry.name}` is {describe(entry)}",
                 expected=f"size = [{entry.shape[sides[0]]}, {entry.shape[sides[1]]}] (height, width)",
                 fix="correct preprocessing.size in the spec, or export the model for that size",
+            )
+
+
+def _check_buckets(entry: TensorInfo, sides: Sequence[int | str], spec: ModelSpec) -> None:
+    for bucket in spec.preprocessing.buckets:
+        if any(isinstance(side, int) and side != wanted for side, wanted in zip(sides, bucket, strict=True)):
+            raise SpecError(
+                f"the spec has a bucket of {bucket[0]}×{bucket[1]}; the image input `{entry.name}` is "
+                f"{describe(entry)}",
+                expected="a graph of open height and width",
+                fix="export with --dynamic batch,height,width, or remove preprocessing.buckets",
             )
 
 

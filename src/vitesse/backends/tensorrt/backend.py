@@ -78,18 +78,20 @@ class _TensorRt:
         device, why = current_device()
         capabilities = self._capabilities(api, device, why)
         # Imported here because deployment loads this module without the packages that building needs.
-        from vitesse.backends.tensorrt.builder import build_plan
-        from vitesse.backends.tensorrt.preparing import prepared
-        from vitesse.backends.tensorrt.profiles import default_profiles
-        from vitesse.sources.onnx_file import load_onnx
-        from vitesse.sources.signature import graph_inputs
+        from vitesse.backends.tensorrt.building import build_artifact
 
-        ready = prepared(artifact, store, name=self.name, distrusts=self.distrusts)
-        profiles = default_profiles(graph_inputs(load_onnx(ready.artifact.path)), _BATCH)
-        options = BuildOptions(profiles=profiles, compute_capabilities=capabilities)
-        made = build_plan(api, ready.artifact.path, options)
-        kept = keep_plan(made, ready.artifact, options, module=self.module, store=store, device=device)
-        return Built(kept, ready.changes, (*ready.notes, *made.log))
+        made = build_artifact(
+            api,
+            artifact,
+            BuildOptions(compute_capabilities=capabilities),
+            store=store,
+            name=self.name,
+            distrusts=self.distrusts,
+            batch=_BATCH,
+        )
+        graph, plan = made.graph, made.plan
+        kept = keep_plan(plan, graph.artifact, made.options, module=self.module, store=store, device=device)
+        return Built(kept, graph.changes, (*graph.notes, *plan.log))
 
     def load(self, artifact: Artifact, options: LoadOptions | None = None) -> TensorRtEngine:
         """Load a plan that its manifest, and the GPU, allow; nothing of it is deserialised before.

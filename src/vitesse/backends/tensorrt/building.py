@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from vitesse.artifact import Artifact, Store
 from vitesse.backends.protocol import Built
 from vitesse.backends.tensorrt.api import Api
+from vitesse.backends.tensorrt.bucket_profiles import profiles_for
 from vitesse.backends.tensorrt.builder import build_plan
 from vitesse.backends.tensorrt.options import BuildOptions, BuiltPlan
 from vitesse.backends.tensorrt.preparing import prepared
@@ -45,7 +46,8 @@ def build_artifact(
     """Prepare and build an ONNX artifact.
 
     Args:
-        options: without profiles they are made from `batch` (min, opt, max), which alone may be free then.
+        options: without profiles they are made from `batch` (min, opt, max), which alone may be free then, and from the
+            spec's buckets, one each.
         store: for a graph that had to be rewritten.
         name, distrusts: of the backend.
 
@@ -65,7 +67,10 @@ def build_artifact(
 def _built(
     api: Api, graph: Built, options: BuildOptions, batch: tuple[int, int, int], progress: Progress | None
 ) -> Finished:
-    file = graph.artifact.path
+    file, spec = graph.artifact.path, graph.artifact.spec
     if not options.profiles:
-        options = replace(options, profiles=default_profiles(graph_inputs(load_onnx(file)), batch))
+        inputs = graph_inputs(load_onnx(file))
+        bucketed = bool(spec.preprocessing.buckets)
+        profiles = profiles_for(spec, inputs, batch) if bucketed else default_profiles(inputs, batch)
+        options = replace(options, profiles=profiles)
     return Finished(graph, options, build_plan(api, file, options, progress))
