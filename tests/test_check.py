@@ -47,7 +47,10 @@ def test_an_engine_that_runs_here_is_said_to_and_exits_with_0(
     here(H100)
     plan = kept_plan(tmp_path).path
     assert checked(plan) == 0
-    assert capsys.readouterr().out == f"on Fake H100, compute capability 9.0\nruns       {plan}\n"
+    assert (
+        capsys.readouterr().out
+        == f"on Fake H100, compute capability 9.0\nruns       {plan}  (fp16 for sm90, tensorrt 10.13.0)\n"
+    )
 
 
 def test_an_engine_for_another_gpu_exits_with_1_and_says_how_to_build_it(

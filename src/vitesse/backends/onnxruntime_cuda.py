@@ -7,8 +7,11 @@ buffers that stay where they are, so that a graph captured for a shape can be re
 
 from __future__ import annotations
 
+import weakref
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import onnx
@@ -17,6 +20,7 @@ import onnxruntime
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.closing import Closing
 from vitesse.backends.cuda.bindings import cuda_driver, unavailable
+from vitesse.backends.cuda.captures import TURNS
 from vitesse.backends.cuda.driver import Driver
 from vitesse.backends.cuda.memory import Pool
 from vitesse.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
@@ -46,17 +50,29 @@ class OnnxRuntimeCudaEngine(Closing):
         self.host_pool = Pool(driver, host=True)
         self.values_decide = _values_decide(path)
         self._closed = False
+        self._opening = Lock()
+        self._sessions: weakref.WeakSet[OnnxRuntimeCudaSession] = weakref.WeakSet()
         # Opened here, so that a damaged file is refused when it is loaded and not when it is first run.
-        self._first: OnnxRuntimeCudaSession | None = OnnxRuntimeCudaSession(self)
-        runtime = self._first.runtime
-        self.inputs = tuple(tensor_info(node, path) for node in runtime.get_inputs())
-        self.outputs = tuple(tensor_info(node, path) for node in runtime.get_outputs())
+        self._first: OnnxRuntimeCudaSession | None = self._new()
+        try:
+            runtime = self._first.runtime
+            self.inputs = tuple(tensor_info(node, path) for node in runtime.get_inputs())
+            self.outputs = tuple(tensor_info(node, path) for node in runtime.get_outputs())
+        except BaseException:
+            self.close()
+            raise
 
     def session(self) -> OnnxRuntimeCudaSession:
-        """Open a session: a stream, its buffers, the weights."""
+        """Open a session: a stream, its buffers, the weights; any thread may ask."""
         self.check_open()
-        first, self._first = self._first, None
-        return first or OnnxRuntimeCudaSession(self)
+        with self._opening:
+            first, self._first = self._first, None
+        return first or self._new()
+
+    def _new(self) -> OnnxRuntimeCudaSession:
+        made = OnnxRuntimeCudaSession(self)
+        self._sessions.add(made)
+        return made
 
     def open(self, stream: int) -> tuple[Any, str]:
         """Return an `InferenceSession` on a stream, and why it captures no CUDA graphs ("" where it does).
@@ -90,13 +106,19 @@ class OnnxRuntimeCudaEngine(Closing):
             raise BackendError("this engine is closed", expected="an open one", fix="backend.load(artifact)")
 
     def close(self) -> None:
-        """Release the pools; close the sessions first."""
-        if not self._closed:
-            self._closed = True
-            if self._first is not None:
-                self._first.close()
-            self.device_pool.close()
-            self.host_pool.close()
+        """Close the sessions made from it, then release the pools."""
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as leaving:
+            leaving.callback(self._close_pools)
+            for session in tuple(self._sessions):
+                leaving.callback(session.close)
+
+    def _close_pools(self) -> None:
+        with TURNS.using(), ExitStack() as leaving:
+            leaving.callback(self.host_pool.close)
+            leaving.callback(self.device_pool.close)
 
 
 class OnnxRuntimeCudaBackend:
@@ -151,11 +173,12 @@ class OnnxRuntimeCudaBackend:
         reason, fix = _missing()
         if reason:
             raise BackendError(f"{artifact.path} cannot run on CUDA: {reason}", fix=fix)
+        driver = cuda_driver(options.device)
         _prepare_runtime()
         try:
             if options.plain:
-                return OnnxRuntimeEngine(_plain(artifact.path), artifact.path, plain=True)
-            return OnnxRuntimeCudaEngine(artifact.path, cuda_driver(options.device), options)
+                return OnnxRuntimeEngine(_plain(artifact.path, driver), artifact.path, plain=True)
+            return OnnxRuntimeCudaEngine(artifact.path, driver, options)
         except BackendError:
             raise
         except Exception as error:
@@ -211,8 +234,9 @@ def _missing() -> tuple[str, str]:
     return reason, "see nvidia-smi; a GPU with its driver is needed" if reason else ""
 
 
-def _plain(path: Path) -> Any:
-    made = onnxruntime.InferenceSession(str(path), providers=[PROVIDER])
+def _plain(path: Path, driver: Driver) -> Any:
+    providers = [(PROVIDER, {"device_id": str(driver.device.number)})]
+    made = onnxruntime.InferenceSession(str(path), providers=providers)
     check_provider(made)
     return made
 

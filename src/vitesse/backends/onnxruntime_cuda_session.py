@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -81,20 +82,25 @@ class OnnxRuntimeCudaSession(Closing):
     """
 
     def __init__(self, engine: Opener) -> None:
-        self._engine: Opener | None = engine
-        self._stream = Stream(engine.driver)
-        try:
-            with TURNS.using():
-                self.runtime, self.without_graph = engine.open(self._stream.handle)
-        except BaseException:
-            self._stream.close()
-            raise
-        self._buffers = Buffers(engine.driver, self._stream, device=engine.device_pool, host=engine.host_pool)
-        self._timer = self._stream.timer()
+        self._engine, self._open = engine, True
+        self.runtime: Any = None
         self._ready: dict[Hashable, _Ready] = {}
         self._shapes: dict[tuple[tuple[int, ...], ...], Mapping[str, tuple[int, ...]]] = {}
         self._graphs: dict[Hashable, int] = {}
         self._thread = threading.local()
+        # What `run_on_device` reads, kept from being freed until the next run.
+        self._feeding: Mapping[str, DeviceArray] = {}
+        with TURNS.using(), ExitStack() as made:
+            self._stream = made.enter_context(Stream(engine.driver))
+            self._buffers = made.enter_context(
+                Buffers(engine.driver, self._stream, device=engine.device_pool, host=engine.host_pool)
+            )
+            made.callback(self._let_go)
+            self.runtime, self.without_graph = engine.open(self._stream.handle)
+            self._timer = self._stream.timer()
+            # Done first at the end: graphs must not go while work of `run_on_device` still runs.
+            made.callback(self._stream.synchronize)
+            self._held = made.pop_all()
 
     @property
     def graphs(self) -> int:
@@ -151,8 +157,12 @@ class OnnxRuntimeCudaSession(Closing):
                 fix="session.run(feeds), which copies them to numpy",
             )
         stream = self._stream.handle
-        arrays = {name: device_array(value, engine.driver, stream=stream) for name, value in feeds.items()}
+        with TURNS.using():  # a producer enqueues waiting
+            arrays = {
+                name: device_array(value, engine.driver, stream=stream) for name, value in feeds.items()
+            }
         check_feeds(arrays, engine.inputs)
+        self._feeding = arrays
 
         def placed() -> Placed:
             for array in arrays.values():
@@ -176,13 +186,15 @@ class OnnxRuntimeCudaSession(Closing):
         return self._done(engine, placed, left)
 
     def synchronize(self) -> None:
-        """Wait for what was enqueued."""
-        self._stream.synchronize()
+        """Wait for what was enqueued; raises BackendError once the session or its engine is closed."""
+        self._opened()
+        with TURNS.using():
+            self._stream.synchronize()
 
     def _opened(self) -> Opener:
-        if self._engine is None:
-            raise BackendError("this session is closed", expected="an open one", fix="engine.session()")
         self._engine.check_open()
+        if not self._open:
+            raise BackendError("this session is closed", expected="an open one", fix="engine.session()")
         return self._engine
 
     def _done(
@@ -279,15 +291,17 @@ class OnnxRuntimeCudaSession(Closing):
         return str(self._graphs.get(key, _NO_GRAPH))
 
     def close(self) -> None:
-        """Release stream, buffers and graphs; outputs of earlier runs stay valid as long as someone holds them."""
-        if self._engine is None:
-            return
-        self._engine = None
-        with TURNS.using():
-            self._ready.clear()
-            self.runtime = None
-            self._buffers.close()
-            self._stream.close()
+        """Release stream, buffers and graphs; outputs of `run` stay valid as long as someone holds them."""
+        if self._open:
+            self._open = False
+            with TURNS.using():
+                self._held.close()
+
+    def _let_go(self) -> None:
+        """Destroy the runtime with its graphs: bindings hold it, too."""
+        self._feeding = {}
+        self._ready.clear()
+        self.runtime = None
 
 
 def _run_options(graph: str) -> Any:

@@ -61,13 +61,25 @@ def _plans(path: Path) -> list[Path]:
     return found
 
 
+def _built_for(plan: Path) -> str:
+    """What an engine's manifest says it is, in brackets; nothing where there is none that can be read."""
+    from vitesse.backends.tensorrt.manifest import ManifestError, read_manifest
+
+    try:
+        manifest = read_manifest(plan)
+    except ManifestError:
+        return ""
+    gpus = ", ".join(manifest.compute_capabilities)
+    return f"  ({manifest.precision} for {gpus}, {manifest.module} {manifest.version})"
+
+
 def _judge(plan: Path, device: Device | None, against: Path | None) -> bool:
     """Print one verdict; return whether the engine runs here and, where asked, was built from that model."""
     from vitesse.backends.tensorrt.fitness import fitness
     from vitesse.backends.tensorrt.origin import built_from
 
     judged = fitness(plan, device=device)
-    print(f"{judged.verdict:<10} {plan}")
+    print(f"{judged.verdict:<10} {plan}{_built_for(plan)}")
     for reason in judged.reasons:
         print(f"  {reason}")
     if judged.fix:

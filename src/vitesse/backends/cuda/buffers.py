@@ -6,12 +6,14 @@ import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from vitesse.backends.closing import Closing
+from vitesse.backends.cuda.captures import TURNS
 from vitesse.backends.cuda.driver import CudaError, Driver
 from vitesse.backends.cuda.memory import Block, Pool
 from vitesse.backends.cuda.stream import Stream
@@ -160,8 +162,10 @@ class Buffers(Closing):
             self._host.give(block)
             return
         self._host.release(block)
-        # At the end of the process the memory goes anyway, and CUDA may be gone before.
-        weakref.finalize(holder, self._driver.free_host, block.address).atexit = False
+        # The last view may go on any thread while another captures. At the end of the process the memory goes anyway,
+        # and CUDA may be gone before.
+        free = partial(self._driver.free_host, block.address)
+        weakref.finalize(holder, TURNS.soon, free).atexit = False
 
 
 def _view(buffer: _Buffer, shape: Sequence[int], dtype: np.dtype[np.generic]) -> Array:

@@ -50,7 +50,8 @@ class _TensorRt:
                 version,
                 precisions=("fp32", "fp16", "bf16", "int8", "fp8") if offered else (),
                 reason=f"{elsewhere or 'cannot build or run'}: {why}",
-                fix="a machine with an NVIDIA GPU and its driver",
+                fix="a machine with an NVIDIA GPU and its driver; to build for one from here, optimise for another target "
+                f"and: vitesse build RUN --target {self.name}:sm86",
             )
         here = capability_name(device.compute_capability)
         if offered and here not in offered:

@@ -131,7 +131,9 @@ def keep_plan(
         StorageError: the files cannot be written.
     """
     backend = BACKENDS[module]
-    provenance = Provenance(f"build:{backend}", source.sha256)
+    # The file's name says for which GPUs it is, and in which types.
+    built_for = "-".join(_capabilities(options, device))
+    provenance = Provenance(f"{backend}-{built_for}-{built.precision}", source.sha256)
     kept = store.put(built.plan, source.spec, provenance, backend=backend, suffix=PLAN_SUFFIX)
     manifest = PlanManifest(
         plan_sha256=kept.sha256,
