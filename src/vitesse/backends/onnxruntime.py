@@ -19,7 +19,7 @@ import onnxruntime
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.closing import Closing
 from vitesse.backends.feeds import check_feeds
-from vitesse.backends.onnxruntime_tensors import refused, tensor_info
+from vitesse.backends.onnxruntime_files import read_graph, refused, tensor_info
 from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, Tensors
 from vitesse.errors import BackendError
 
@@ -159,10 +159,7 @@ class OnnxRuntimeBackend:
         from vitesse.lowering.needed import lower_for
         from vitesse.metadata import serialise
 
-        try:
-            model = onnx.load(artifact.path)
-        except Exception as error:
-            raise refused("reading", artifact.path, error) from error
+        model = read_graph(artifact.path)
         made = lower_for(self, model, artifact.spec)
         lowered, changes = lower(model if made is None else made.model)
         if made is None and not any(changes.values()):

@@ -25,7 +25,7 @@ from vitesse.backends.cuda.driver import Driver
 from vitesse.backends.cuda.memory import Pool
 from vitesse.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
 from vitesse.backends.onnxruntime_cuda_session import OnnxRuntimeCudaSession
-from vitesse.backends.onnxruntime_tensors import refused, tensor_info
+from vitesse.backends.onnxruntime_files import read_graph, refused, tensor_info
 from vitesse.backends.protocol import Availability, Built, LoadOptions
 from vitesse.errors import BackendError
 
@@ -145,10 +145,7 @@ class OnnxRuntimeCudaBackend:
         from vitesse.backends.onnxruntime_cuda_lowering import lower
         from vitesse.metadata import serialise
 
-        try:
-            model = onnx.load(artifact.path)
-        except Exception as error:
-            raise refused("reading", artifact.path, error) from error
+        model = read_graph(artifact.path)
         lowered, changes, notes = lower(model)
         if not any(changes.values()):
             return Built(replace(artifact, backend=self.name), changes, notes)

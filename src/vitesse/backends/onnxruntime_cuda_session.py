@@ -27,7 +27,7 @@ from vitesse.backends.cuda.driver import Driver
 from vitesse.backends.cuda.memory import Pool
 from vitesse.backends.cuda.stream import Stream
 from vitesse.backends.feeds import check_feeds
-from vitesse.backends.onnxruntime_tensors import refused
+from vitesse.backends.onnxruntime_files import refused
 from vitesse.backends.protocol import Array, Outcome, TensorInfo, Tensors
 from vitesse.errors import BackendError
 

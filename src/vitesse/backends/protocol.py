@@ -45,7 +45,8 @@ class LoadOptions:
     `profile_to` is a path prefix for the runtime's own operator profile.
     `sessions` is how many sessions will run at once, for runtimes that must know it when they compile.
     `device` is the number of the GPU; `cuda_graph` replays the calls of one shape as one CUDA graph where the runtime
-    can; `memory_bytes` caps the device memory that the sessions of one engine take besides the weights; 0 = no cap.
+    can; `memory_bytes` caps the device memory that a session's buffers, and what its runtime allocates,
+    may take, where a runtime lets it (ONNX Runtime counts the weights in); 0 = no cap.
     `tf32` lets a GPU round the factors of float32 products to TF32, as runtimes do by default; False where numbers are
     compared.
     """

@@ -50,8 +50,7 @@ class _TensorRt:
                 version,
                 precisions=("fp32", "fp16", "bf16", "int8", "fp8") if offered else (),
                 reason=f"{elsewhere or 'cannot build or run'}: {why}",
-                fix="a machine with an NVIDIA GPU and its driver; to build for one from here, optimise for another target "
-                f"and: vitesse build RUN --target {self.name}:sm86",
+                fix=f"a machine with an NVIDIA GPU and its driver{elsewhere and self._from_here()}",
             )
         here = capability_name(device.compute_capability)
         if offered and here not in offered:
@@ -64,6 +63,11 @@ class _TensorRt:
                 fix=f"--target tensorrt or --target cuda on this GPU; {TABLE['tensorrt'].pip}",
             )
         return Availability(True, version, (device.name,), _precisions(device.compute_capability))
+
+    def _from_here(self) -> str:
+        return (
+            f"; to build from here, optimise for a CPU and then: vitesse build RUN --target {self.name}:sm86"
+        )
 
     def build(self, artifact: Artifact, store: Store) -> Built:
         """Build for the GPU that is here; TensorRT for RTX without one builds for all from Ampere on, in one plan.

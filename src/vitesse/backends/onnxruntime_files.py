@@ -1,10 +1,11 @@
-"""How ONNX Runtime describes the tensors of a graph, and how its refusals read; shared by its providers."""
+"""What the providers of ONNX Runtime share: reading a file, describing its tensors, wording a refusal."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 
 from vitesse.backends.protocol import TensorInfo
@@ -31,6 +32,14 @@ def tensor_info(node: Any, path: Path) -> TensorInfo:
         )
     shape = tuple(size if isinstance(size, int) else str(size or "?") for size in node.shape)
     return TensorInfo(node.name, shape, _DTYPES[node.type])
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file; raises BackendError where it is gone or damaged."""
+    try:
+        return onnx.load(path)
+    except Exception as error:  # protobuf and onnx raise a dozen kinds
+        raise refused("reading", path, error) from error
 
 
 def refused(doing: str, path: Path, error: Exception) -> BackendError:
