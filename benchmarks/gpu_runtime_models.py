@@ -25,7 +25,6 @@ from vitesse.storage import sha256_of
 
 # The sizes that the published figures of these models are for.
 SIZES: Mapping[str, tuple[int, int]] = {"vit_b16": (224, 224), "detr_r50": (800, 1333)}
-TITLES = {"vit_b16": "ViT-B/16, 224×224", "detr_r50": "DETR-R50, 800×1333"}
 # What a user has without Vitesse, and what Vitesse makes of it; the parts of a file's name.
 PLAIN, OURS = "plain", "ours"
 PRECISIONS = ("fp32", "fp16")

@@ -17,7 +17,7 @@ from vitesse.backends.cuda.driver import CudaError
 from vitesse.backends.cuda.graphs import GraphCache
 from vitesse.backends.cuda.stream import Stream
 from vitesse.backends.feeds import check_feeds
-from vitesse.backends.protocol import Array, Outcome, Tensors
+from vitesse.backends.protocol import Outcome, Tensors
 from vitesse.backends.tensorrt.contexts import KEPT, Contexts, Ready
 from vitesse.backends.tensorrt.options import Shape
 from vitesse.errors import BackendError
@@ -105,7 +105,7 @@ class TensorRtSession(Closing):
         engine = self._opened()
         stream = self._stream.handle
         arrays = {name: device_array(array, self._driver, stream=stream) for name, array in feeds.items()}
-        check_feeds({name: _like(array) for name, array in arrays.items()}, engine.inputs)
+        check_feeds(arrays, engine.inputs)
         ready = self._contexts.shared(tuple((info.name, arrays[info.name].shape) for info in engine.inputs))
         try:
             outputs = self._place(engine, ready)
@@ -195,8 +195,3 @@ class TensorRtSession(Closing):
 
 def _bytes(shape: Shape, dtype: str) -> int:
     return prod(shape) * np.dtype(dtype).itemsize
-
-
-def _like(array: DeviceArray) -> Array:
-    """An array of the same shape and type that takes no memory, to be checked in place of it."""
-    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
