@@ -55,9 +55,9 @@ class OnnxRuntimeCudaEngine(Closing):
         # Opened here, so that a damaged file is refused when it is loaded and not when it is first run.
         self._first: OnnxRuntimeCudaSession | None = self._new()
         try:
-            runtime = self._first.runtime
-            self.inputs = tuple(tensor_info(node, path) for node in runtime.get_inputs())
-            self.outputs = tuple(tensor_info(node, path) for node in runtime.get_outputs())
+            # No variable for the runtime: an error would keep it, and it must go before its stream.
+            self.inputs = tuple(tensor_info(node, path) for node in self._first.runtime.get_inputs())
+            self.outputs = tuple(tensor_info(node, path) for node in self._first.runtime.get_outputs())
         except BaseException:
             self.close()
             raise

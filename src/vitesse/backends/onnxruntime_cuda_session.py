@@ -142,8 +142,8 @@ class OnnxRuntimeCudaSession(Closing):
         """Run on arrays of torch, CuPy, JAX… that are on the GPU, in place; the outputs stay there.
 
         Returns at once: a consumer waits for the stream, as both protocols of `DeviceArray` have it do, or calls
-        `synchronize`. The outputs are overwritten by the session's next run. Inputs that stay at one address are
-        replayed as a CUDA graph.
+        `synchronize`. The inputs must stay as they are until then, and the outputs are overwritten by the session's
+        next run. Inputs that stay at one address are replayed as a CUDA graph.
 
         Raises:
             DataError, BackendError: as `run`; CudaError for an array on the host or another GPU.
