@@ -110,16 +110,20 @@ def target_lines(record: Found) -> str:
     """
     found = {
         name: group
-        for name, precision, batch, group in clean(record)
-        if (precision, batch) == ("fp16", "1") and "gain" in group["candidates"].get(OURS, {})
+        for name, precision, batch, group in groups(record)
+        if (precision, batch) == ("fp16", "1") and group is not None
     }
     return "\n".join(
-        f"* {title}: {NOT_RUN}" if name not in found else f"* {title}: {against_target(name, found[name])}"
+        f"* {title}: {against_target(name, found[name]) if name in found else NOT_RUN}"
         for name, title in TITLES.items()
     )
 
 
 def against_target(name: str, group: Found) -> str:
+    if group["observed"]["verdict"] != "clean":
+        return f"not decided, {group['observed']['verdict']}"
+    if set(group["refused"]) & {PLAIN, OURS}:
+        return "not decided, refused"
     one, rounds = group["candidates"][OURS], group["run"]["rounds"]
     least = min(
         statistics.median(a) / statistics.median(b) for a, b in zip(rounds[PLAIN], rounds[OURS], strict=True)

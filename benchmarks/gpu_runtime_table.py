@@ -21,7 +21,7 @@ SCRIPT = "python benchmarks/gpu_runtime.py"
 TARGET_GAP = 0.05
 # What needs several streams or long runs, and failed before captures excluded other work on the GPU.
 LATER = {
-    "streams": "several streams with CUDA graphs",
+    "streams": "Several streams with CUDA graphs",
     "tune": "`tune` over several streams",
     "soak": "the soak of 100,000 runs",
 }
@@ -58,8 +58,8 @@ def missing_line() -> str:
     if not missing:
         return ""
     return (
-        f"* **On a GPU: {', '.join(missing)}**, since a capture has the GPU to itself. Attempts before that failed: the "
-        "captures of\n  one stream broke those of another."
+        f"* **{', '.join(missing)} on a GPU**, since a capture has the GPU to itself. Attempts before that failed: "
+        "captures broke each other."
     )
 
 
