@@ -63,22 +63,28 @@ class WatchedDriver(FakeDriver):
             with self._watch:
                 self._inside[thread] -= 1
 
-    def captured_globally(self, stream: int, act: Callable[[], None]) -> int:
-        """Capture in the mode that lets no other thread do anything."""
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Forbid every other thread to be inside CUDA, as a capture in the global mode does."""
         thread = threading.get_ident()
         with self._watch:
-            before = len(self.overlaps)
             if self._captures_globally or any(self._inside[one] for one in self._inside if one != thread):
                 self.overlaps.append("a capture began while another thread was inside CUDA")
             self._captures_globally = thread
         try:
+            yield
+        finally:
+            with self._watch:
+                self._captures_globally = 0
+
+    def captured_globally(self, stream: int, act: Callable[[], None]) -> int:
+        """Capture in the mode that lets no other thread do anything."""
+        before = len(self.overlaps)
+        with self.alone():
             self.begin_capture(stream)
             self.kernel(stream, act)
             time.sleep(CAPTURE_S)
             graph = self.end_capture(stream)
-        finally:
-            with self._watch:
-                self._captures_globally = 0
         if len(self.overlaps) > before:
             self.destroy_graph(graph)
             raise RuntimeError(BROKEN)

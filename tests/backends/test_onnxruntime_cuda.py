@@ -237,6 +237,35 @@ def runtime_array(session: Any, runtime: FakeOnnxRuntime) -> DeviceArray:
     )
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda engine, session: engine.session(),
+        lambda engine, session: check(session, 1),
+        lambda engine, session: check(session, 300),
+        lambda engine, session: session.synchronize(),
+        lambda engine, session: session.close(),
+        lambda engine, session: engine.close(),
+    ],
+    ids=["open", "replay", "capture", "wait", "close", "close the engine"],
+)
+def test_whatever_a_session_does_waits_for_the_end_of_a_capture(
+    runtime: FakeOnnxRuntime, tmp_path: Path, use: Callable[[Any, Any], object], request: Any
+) -> None:
+    with opened(tmp_path) as engine, engine.session() as session:
+        check(session, 1)
+        if request.node.callspec.id == "close the engine":
+            session.close()  # so that its pools alone are left
+        thread = threading.Thread(target=use, args=(engine, session), daemon=True)
+        with TURNS.capturing(), runtime.driver.alone():
+            thread.start()
+            thread.join(0.05)
+            assert thread.is_alive()
+            assert not runtime.driver.overlaps
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_a_page_locked_view_let_go_during_a_capture_is_freed_behind_it(
     runtime: FakeOnnxRuntime, tmp_path: Path
 ) -> None:
