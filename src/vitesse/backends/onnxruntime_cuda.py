@@ -226,7 +226,10 @@ def _missing() -> tuple[str, str]:
     """Return why nothing can run here, and what to do; two empty texts where it can."""
     if PROVIDER not in onnxruntime.get_available_providers():
         reason = f"this build of ONNX Runtime {onnxruntime.__version__} has no CUDA provider"
-        return reason, "pip uninstall onnxruntime; pip install 'vitesse[cuda]'"
+        return (
+            reason,
+            "pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]' cuda-bindings",
+        )
     reason = unavailable()
     return reason, "see nvidia-smi; a GPU with its driver is needed" if reason else ""
 
