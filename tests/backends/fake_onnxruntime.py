@@ -176,7 +176,8 @@ class FakeInferenceSession:
 
     def __init__(self, runtime: FakeOnnxRuntime, path: str, settings: Mapping[str, str]) -> None:
         self._cpu = onnxruntime.InferenceSession(path, _quiet(), providers=[CPU])
-        nodes = onnx.load(path).graph.node
+        model = onnx.load(path)
+        nodes = (node for graph in (model.graph, *model.functions) for node in graph.node)
         self._values_decide = any(node.op_type == "NonZero" for node in nodes)
         self.driver, self.settings = runtime.driver, dict(settings)
         self._providers = [CPU] if runtime.falls_back else [CUDA, CPU]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 
 from backends.fake_onnxruntime import CUDA, REFUSES_GRAPHS, FakeOnnxRuntime, WatchedDriver
@@ -368,6 +369,19 @@ def test_outputs_as_long_as_the_values_say_are_copied_and_never_captured(
         assert "session.run(feeds)" in refused.value.fix
 
 
+def test_such_an_operator_is_found_inside_a_function_of_the_model(
+    runtime: FakeOnnxRuntime, tmp_path: Path
+) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        g (float[N,4] x) => (int64[2,M] y) { y = own.places (x) }
+        <domain: "own", opset_import: ["": 17]> places (v) => (p) { p = NonZero (v) }"""
+    path = tmp_path / "function.onnx"
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    with provider.OnnxRuntimeCudaBackend().load(as_artifact(path)) as engine, engine.session() as session:
+        assert session.without_graph.startswith("NonZero")
+        assert session.run({"x": np.eye(4, dtype=np.float32)}).outputs["y"].shape == (2, 4)
+
+
 def test_such_an_output_bound_to_a_fixed_buffer_is_refused_as_on_a_gpu(
     runtime: FakeOnnxRuntime, searching: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,7 +595,7 @@ def test_a_build_without_the_provider_is_named_with_the_way_out(
     found = provider.OnnxRuntimeCudaBackend().probe()
     assert not found.available
     assert found.reason == "this build of ONNX Runtime 9.9.9 has no CUDA provider"
-    assert "pip install 'vitesse[cuda]'" in found.fix
+    assert "pip install 'onnxruntime-gpu[cuda,cudnn]'" in found.fix
     with pytest.raises(BackendError, match="cannot run on CUDA: this build") as refused:
         opened(tmp_path)
     assert refused.value.fix == found.fix

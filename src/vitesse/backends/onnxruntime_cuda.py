@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -216,9 +217,10 @@ def check_provider(runtime: Any) -> None:
 def _values_decide(path: Path) -> str:
     """Return an operator whose output's size depends on values, or nothing; a damaged file is refused when loaded."""
     try:
-        nodes = onnx.load(path, load_external_data=False).graph.node
+        model = onnx.load(path, load_external_data=False)
     except Exception:  # protobuf and onnx raise a dozen kinds
         return ""
+    nodes = chain(model.graph.node, *(function.node for function in model.functions))
     return next((node.op_type for node in nodes if node.op_type in _VALUES_DECIDE), "")
 
 
