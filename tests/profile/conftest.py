@@ -1,10 +1,10 @@
 import pytest
 
-from vitesse.backends import TABLE, backend
+from vitesse.backends import TARGETS, backend
 from vitesse.errors import MissingExtra
 
 
-@pytest.fixture(params=list(TABLE))
+@pytest.fixture(params=TARGETS["cpu"])
 def runtime(request: pytest.FixtureRequest) -> str:
     """Every runtime that is installed; for the others the reason."""
     try:
