@@ -303,6 +303,17 @@ def test_a_set_that_validation_refuses_is_followed_by_more_careful_ones_until_on
     assert len(subject.scored) == len(set(subject.scored))
 
 
+def test_a_block_that_pays_only_together_and_saves_nothing_by_itself_is_the_dearest(tmp_path: Path) -> None:
+    # By the profile "join" saves exactly nothing; without it everything else is slower. The whole costs too much.
+    class Joined(FakeSubject):
+        def true_ms(self, blocks: Blocks) -> float:
+            return super().true_ms(blocks) + (8.0 if blocks and "join" not in blocks else 0.0)
+
+    costs = {"a": 0.1, "b": 0.1, "join": 0.3}
+    subject = Joined(costs, {"a": 30.0, "b": 20.0, "join": 0.0}, SPEC)
+    assert _search(subject, tmp_path).chosen == {"a", "b"}
+
+
 def test_what_was_found_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     found = _search(_subject(HARD), tmp_path / "trials")
     assert load_found(found.save(tmp_path)) == found

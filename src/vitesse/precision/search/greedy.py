@@ -171,7 +171,7 @@ class Exploration:
 
     def _revert(self, start: Blocks) -> Blocks:
         """Return the largest set inside the budget along the order of reverting; empty where none is."""
-        order = sorted(start, key=lambda name: -self.cost[name] / max(self.gain[name], 1e-9))
+        order = sorted(start, key=self._price, reverse=True)
         outside, inside = 0, len(order)
         while inside - outside > 1:
             middle = (inside + outside) // 2
@@ -191,13 +191,17 @@ class Exploration:
                 break
             best = proposed if self.inside(self._try(proposed)) else best
         tries = 0
-        for name in sorted(start - best, key=lambda one: self.cost[one] / self.gain[one]):
+        for name in sorted(start - best, key=self._price):
             wider = best | {name}
             known = self.measuring.known(self.subject, wider, self.plan.scored)
             hopeful = self._spent(wider) <= HOPE * self._capacity(best, start)
             if known is None and hopeful and tries < REFINEMENTS - PROPOSALS:
                 tries += 1
                 best = wider if self.inside(self._try(wider)) else best
+
+    def _price(self, name: str) -> float:
+        """What a block costs for what it gains; one that gains nothing, or was measured so, is dearest."""
+        return self.cost[name] / max(self.gain[name], 1e-9)
 
     def _capacity(self, best: Blocks, start: Blocks) -> float:
         """Return how much summed cost the budget bears, by the measured set that came nearest to it."""
