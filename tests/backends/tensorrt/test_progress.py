@@ -105,7 +105,9 @@ def test_after_stop_the_builder_is_told_so_and_what_it_gives_up_is_not_done() ->
 @pytest.fixture
 def handler() -> Iterator[object]:
     before = signal.getsignal(signal.SIGINT)
-    yield before
+    # A shell lets the jobs that it starts in the background ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
     signal.signal(signal.SIGINT, before)
 
 
