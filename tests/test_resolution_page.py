@@ -81,5 +81,5 @@ def test_buckets_waste_less_than_padding_batches_from_two_on(script: ModuleType)
 def test_the_example_gives_what_its_comment_says() -> None:
     """The shortest side becomes 800: 480×640 is 800×1066, 427×640 is 800×1199, each rounded up to multiples of 32."""
     rules = Preprocessing((800, 1333), Resize.SHORTEST)
-    assert "# ((1088, 800), (800, 1216)) where the shortest side becomes 800" in PAGE.read_text()
+    assert "# ((1088, 800), (800, 1216)) at shortest side 800" in PAGE.read_text()
     assert choose_buckets([(480, 640), (640, 480), (427, 640)], rules, 2) == ((1088, 800), (800, 1216))
