@@ -15,6 +15,9 @@ from vitesse.errors import UsageError
 from vitesse.lowering import REWRITES
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "fp8+fp16")
+# The 16 bits that a GPU multiplies, in the order in which one wants them; the 8 bits that Q/DQ write.
+HALF = ("fp16", "bf16")
+EIGHT_BITS = ("int8", "fp8")
 # Those that cost accuracy and need images to decide on.
 LOWERED = frozenset(PRECISIONS) - {"fp32"}
 # What every CPU runtime can turn into speed, and what every GPU can.

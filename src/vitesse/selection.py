@@ -11,12 +11,9 @@ from vitesse.artifact import Artifact
 from vitesse.backends import GPUS, targets
 from vitesse.errors import UsageError
 from vitesse.ledger import Row, Verdict
+from vitesse.recipe import EIGHT_BITS, HALF
 from vitesse.run import Run, artifact_of, spec_of
 from vitesse.verify.gate import Limits
-
-# The order in which a GPU wants them: the CPU of the run judged their accuracy, but not what they gain on a GPU.
-GPU_STAGES = ("fp16", "bf16")
-EIGHT = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def select(run: Run, target: str = "", stage: str = "") -> Selected:
         row = run.ledger.chosen_row()
         return Selected(row, _on(run, row, ()), "the artifact that the run has chosen")
     portable = [row for row in run.ledger.rows if _portable(row) and keeps_accuracy(run, row)]
-    half = next((row for name in GPU_STAGES for row in portable if row.stage == name), None)
+    half = next((row for name in HALF for row in portable if row.stage == name), None)
     if half is not None:
         return Selected(
             half, _on(run, half, runtimes), "16 bits is what a GPU multiplies fastest in every runtime"
@@ -63,7 +60,7 @@ def select(run: Run, target: str = "", stage: str = "") -> Selected:
     whole = [
         row
         for row in portable
-        if row.verdict is Verdict.PASS and ":" not in row.stage and not row.stage.startswith(EIGHT)
+        if row.verdict is Verdict.PASS and ":" not in row.stage and not row.stage.startswith(EIGHT_BITS)
     ]
     if not whole:
         raise UsageError(
@@ -114,7 +111,7 @@ def select_for(run: Run, target: str, stage: str, capability: str) -> Selected:
 
 def _instead(stage: str) -> tuple[str, ...]:
     """Stages that do with FP16 what another does with FP32, best first."""
-    names = (f"{stage}+fp16", "fp16") if stage in EIGHT else ("fp16",)
+    names = (f"{stage}+fp16", "fp16") if stage in EIGHT_BITS else ("fp16",)
     return tuple(name for name in names if name != stage)
 
 

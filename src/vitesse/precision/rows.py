@@ -19,11 +19,9 @@ from vitesse.precision.half import Islands, find_islands, write_half
 from vitesse.precision.half_quantised import to_half_quantised
 from vitesse.precision.quantize import quantize
 from vitesse.precision.search.trials import TrialStore
-from vitesse.recipe import Int8Options, Recipe
+from vitesse.recipe import EIGHT_BITS, HALF, Int8Options, Recipe
 from vitesse.verify.gate import StepKind
 
-HALF = ("fp16", "bf16")
-EIGHT_BITS = ("int8", "fp8")
 NO_IMAGE = "there is no image to calibrate on: name some with --calib-data"
 
 
