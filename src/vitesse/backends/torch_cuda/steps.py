@@ -77,7 +77,8 @@ def norm(
     """LayerNorm over the last axis of x + residual: (normalised, x + residual, normalised in E4M3).
 
     The first two have x's dtype; the sum is rounded to it before it is normalised, so that both readers see the same.
-    The third is there with `out_scale` above 0. In a graph an output that nobody reads has the name "" and is not written.
+    The third is there with `out_scale` above 0. In a graph an output that nobody reads has the name "" and is not
+    written.
 
     Args:
         x: [..., C]; weight, bias: [C], constant; residual: as x, or a suffix of its shape.
@@ -192,10 +193,10 @@ def _finished(
     y: Tensor, residual: Tensor | None, activation: str, residual_first: int, out_dtype: str, out_scale: float
 ) -> Tensor:
     act = ACTIVATIONS[activation]
-    if residual is None:
-        y = act(y)
+    if residual is not None and residual_first:
+        y = act(y + residual.float())
     else:
-        y = act(y + residual.float()) if residual_first else act(y) + residual.float()
+        y = act(y) if residual is None else act(y) + residual.float()
     return quantised(y, out_scale) if out_scale > 0 else y.to(_dtype(out_dtype))
 
 

@@ -1,0 +1,18 @@
+"""The same kernel tests everywhere: on a GPU where torch has one, otherwise in Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the PyTorch engine needs torch")
+
+# Triton reads it when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
