@@ -4,7 +4,7 @@
     python benchmarks/gpu_runtime.py race FOLDER --out race.json        latency, all candidates in turn
     python benchmarks/gpu_runtime.py streams FOLDER --out streams.json  batches × streams, all kept busy
     python benchmarks/gpu_runtime.py tune FOLDER --out tune.json        `vitesse tune` beside the whole grid
-    python benchmarks/gpu_runtime.py soak MODEL.onnx --out soak.json    100,000 runs over changing shapes
+    python benchmarks/gpu_runtime.py soak MODEL.onnx… --out soak.json   100,000 runs of each over changing shapes
     python benchmarks/gpu_runtime.py --table                            docs/gpu.md, from results/gpu_runtime_*.json
 
 All but the last need an NVIDIA GPU, onnxruntime-gpu and cuda-bindings. `plain` is an `InferenceSession` with the
@@ -53,7 +53,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=("race", "streams", "tune", "soak"))
-    parser.add_argument("source", nargs="?", type=Path)
+    parser.add_argument("sources", nargs="*", type=Path, metavar="FOLDER | MODEL.onnx")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--names", nargs="+", default=list(SIZES))
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
@@ -66,20 +66,21 @@ def main() -> None:
 
         write_page()
         return
-    if given.source is None or given.out is None:
+    if not given.sources or given.out is None:
         parser.error("name a folder or a model, and --out")
     if given.what == "soak":
-        found = soak(given.source, given.runs)
+        found = {model.stem: soak(model, given.runs) for model in given.sources}
     else:
         measure = {"race": raced, "streams": streamed, "tune": tuned}[given.what]
-        found = {name: measure(given.source, name, given) for name in given.names}
+        found = {name: measure(given.sources[0], name, given) for name in given.names}
     record = {"command": command(given), "environment": environment(), "found": found}
     given.out.write_text(json.dumps(record) + "\n")
 
 
 def command(given: argparse.Namespace) -> str:
     end = f"--runs {given.runs}" if given.what == "soak" else f"--seconds {given.seconds:g}"
-    return f"python benchmarks/gpu_runtime.py {given.what} {given.source.name} --out {given.out.name} {end}"
+    sources = " ".join(source.name for source in given.sources)
+    return f"python benchmarks/gpu_runtime.py {given.what} {sources} --out {given.out.name} {end}"
 
 
 def environment() -> dict[str, Any]:

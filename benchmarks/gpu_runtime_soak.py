@@ -1,10 +1,12 @@
-"""Many runs over changing batch sizes and image sizes: does memory stay what it was?"""
+"""Many runs over changing batch sizes and image sizes, on several streams: does memory stay what it was?"""
 
 from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,50 +15,97 @@ import psutil
 from vitesse.artifact import Artifact, Provenance
 from vitesse.backends import backend
 from vitesse.backends.cuda.bindings import cuda_driver
-from vitesse.backends.protocol import LoadOptions
+from vitesse.backends.protocol import LoadOptions, Session, Tensors
 from vitesse.sources.onnx_file import load_onnx
 from vitesse.sources.spec_file import find_spec
+from vitesse.spec import ModelSpec
 from vitesse.storage import sha256_of
 
 BATCHES = (1, 2, 3, 4)
 SIDES = (128, 160, 192, 224, 256, 288)
+STREAMS = 4
 SAMPLES = 200
+Shape = tuple[int, int, int, int]
 
 
 def soak(path: Path, runs: int) -> dict[str, Any]:
-    """Run a model with free batch, height and width; sample device memory (whole GPU) and resident host memory, in MB.
+    """Run a model with free batch, and height and width where they are free; sample device memory (whole GPU) and
+    resident host memory, in MB.
 
-    The shapes come in random order, all of them early on; every answer is checked against the first one of its shape.
+    Every stream begins with each shape once; then they come in random order. Every answer of every stream is
+    checked against the first one of its shape.
     """
     spec = find_spec(load_onnx(path), preset=None, spec_file=None)
     artifact = Artifact(path, sha256_of(path), path.stat().st_size, spec, Provenance("soak"), "cuda")
-    order = random.Random(0)
-    shapes = [(batch, 3, high, wide) for batch in BATCHES for high in SIDES for wide in SIDES]
-    pixels = np.random.default_rng(0).standard_normal(4 * 3 * max(SIDES) ** 2).astype(np.float32)
-    driver, process = cuda_driver(), psutil.Process()
-    curve, first, wrong = [], {}, 0
-    with backend("cuda").load(artifact, LoadOptions()) as engine, engine.session() as session:
+    with backend("cuda").load(artifact, LoadOptions()) as engine:
+        image = next(info for info in engine.inputs if info.name == spec.image_input)
+        watched = Watched(spec, shapes_of(image.shape), runs)
         began = time.perf_counter()
-        for turn in range(runs):
-            shape = shapes[turn] if turn < len(shapes) else order.choice(shapes)
-            feeds = {spec.image_input: pixels[: np.prod(shape)].reshape(shape)}
-            if spec.valid_size_input is not None:
-                feeds[spec.valid_size_input] = np.array([shape[2:]] * shape[0], np.int64)
-            outputs = session.run(feeds).outputs
-            answer = {name: array.copy() for name, array in outputs.items()}
-            known = first.setdefault(shape, answer)
-            wrong += any(not np.allclose(answer[name], known[name], atol=2e-3) for name in known)
-            if turn % (runs // SAMPLES or 1) == 0 or turn == runs - 1:
-                free, total = driver.memory()
-                curve.append([turn, (total - free) / 1e6, process.memory_info().rss / 1e6])
+        with ThreadPoolExecutor(STREAMS) as pool:
+            sessions = [engine.session() for _ in range(STREAMS)]
+            for done in [
+                pool.submit(watched.stream, number, session) for number, session in enumerate(sessions)
+            ]:
+                done.result()
         seconds = time.perf_counter() - began
-        graphs = session.graphs
+        graphs = [session.graphs for session in sessions]
+        without = sessions[0].without_graph
+        for session in sessions:
+            session.close()
     return {
-        "runs": runs,
+        "runs": watched.done,
+        "streams": STREAMS,
         "seconds": round(seconds, 1),
-        "shapes": len(shapes),
-        "graphs": graphs,
-        "wrong": wrong,
+        "shapes": len(watched.shapes),
+        "graphs": sum(graphs),
+        "without_graph": without,
+        "wrong": watched.wrong,
         "unit": ["run", "device MB", "host MB"],
-        "curve": [[turn, round(device, 1), round(host, 1)] for turn, device, host in curve],
+        "curve": watched.curve,
     }
+
+
+def shapes_of(free: tuple[int | str, ...]) -> list[Shape]:
+    """Every batch with every size that the input takes."""
+    _, channels, high, wide = free
+    if isinstance(high, int) and isinstance(wide, int):
+        return [(batch, int(channels), high, wide) for batch in range(1, 17)]
+    return [(batch, 3, high, wide) for batch in BATCHES for high in SIDES for wide in SIDES]
+
+
+class Watched:
+    """The runs of all streams, their answers, and the memory meanwhile."""
+
+    def __init__(self, spec: ModelSpec, shapes: list[Shape], runs: int) -> None:
+        self.spec, self.shapes, self.runs = spec, shapes, runs
+        self.done = self.wrong = 0
+        self.curve: list[list[float]] = []
+        most = max(int(np.prod(shape)) for shape in shapes)
+        self._pixels = np.random.default_rng(0).standard_normal(most).astype(np.float32)
+        self._first: dict[Shape, dict[str, np.ndarray]] = {}
+        self._lock = Lock()
+        self._process, self._driver = psutil.Process(), cuda_driver()
+
+    def stream(self, number: int, session: Session) -> None:
+        order = random.Random(number)
+        for turn in range(self.runs // STREAMS):
+            shape = self.shapes[turn] if turn < len(self.shapes) else order.choice(self.shapes)
+            outputs = session.run(self._feeds(shape)).outputs
+            with self._lock:
+                known = self._first.setdefault(shape, {name: value.copy() for name, value in outputs.items()})
+            wrong = any(not np.allclose(outputs[name], known[name], atol=2e-3) for name in known)
+            self._count(wrong)
+
+    def _feeds(self, shape: Shape) -> Tensors:
+        feeds: dict[str, np.ndarray] = {self.spec.image_input: self._pixels[: np.prod(shape)].reshape(shape)}
+        if self.spec.valid_size_input is not None:
+            feeds[self.spec.valid_size_input] = np.array([shape[2:]] * shape[0], np.int64)
+        return feeds
+
+    def _count(self, wrong: bool) -> None:
+        with self._lock:
+            turn, self.done, self.wrong = self.done, self.done + 1, self.wrong + wrong
+            if turn % (self.runs // SAMPLES or 1) == 0 or turn == self.runs - 1:
+                free, total = self._driver.memory()
+                resident = self._process.memory_info().rss
+                self.curve.append([turn, round((total - free) / 1e6, 1), round(resident / 1e6, 1)])

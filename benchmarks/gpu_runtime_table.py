@@ -155,27 +155,28 @@ def grid_line(found: Found) -> str:
 
 
 def soak_table(record: Found) -> str:
-    """Memory at the first run, when every shape had come, halfway, at the last, and the most after all shapes."""
-    found = record["found"]
-    settled = [point for point in found["curve"] if point[0] >= found["shapes"]]
-    named = {"first run": found["curve"][0]}
-    if settled:
-        named["every shape has come"] = settled[0]
-        named["halfway"] = min(settled, key=lambda point: abs(point[0] - found["runs"] / 2))
-        named["last run"] = settled[-1]
-    lines = ["| | run | device MB | host MB |", "|---|---|---|---|"]
-    lines += [
-        f"| {what} | {turn + 1} | {device:.0f} | {host:.0f} |" for what, (turn, device, host) in named.items()
-    ]
-    if settled:
-        most = [max(point[side] for point in settled) for side in (1, 2)]
-        lines.append(f"| the most after that | – | {most[0]:.0f} | {most[1]:.0f} |")
-    return "\n".join(
-        [
-            *lines,
-            f"\n{found['runs']} runs over {found['shapes']} shapes in {found['seconds']:.0f} s, {found['graphs']} CUDA "
-            f"graphs; answers that differ from the first one of their shape: {found['wrong']}. Device memory is "
-            "that of the whole GPU.",
-            origin(record),
+    """Of each model, memory at the first run, when every stream has had every shape, halfway, at the last run, and the
+    most from then on."""
+    lines = ["| model | | run | device MB | host MB |", "|---|---|---|---|---|"]
+    said = []
+    for name, found in record["found"].items():
+        settled = [point for point in found["curve"] if point[0] >= found["shapes"] * found["streams"]]
+        named = {"first run": found["curve"][0]}
+        if settled:
+            named["every shape has come"] = settled[0]
+            named["halfway"] = min(settled, key=lambda point, runs=found["runs"]: abs(point[0] - runs / 2))
+            named["last run"] = settled[-1]
+        lines += [
+            f"| {name} | {what} | {turn + 1} | {device:.0f} | {host:.0f} |"
+            for what, (turn, device, host) in named.items()
         ]
-    )
+        if settled:
+            most = [max(point[side] for point in settled) for side in (1, 2)]
+            lines.append(f"| {name} | the most after that | – | {most[0]:.0f} | {most[1]:.0f} |")
+        why = f" ({found['without_graph']})" if found["without_graph"] else ""
+        said.append(
+            f"\n{name}: {found['runs']} runs over {found['shapes']} shapes on {found['streams']} streams in "
+            f"{found['seconds']:.0f} s, {found['graphs']} CUDA graphs{why}; answers that differ from the first one of "
+            f"their shape: {found['wrong']}."
+        )
+    return "\n".join([*lines, *said, "\nDevice memory is that of the whole GPU.", origin(record)])

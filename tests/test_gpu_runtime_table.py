@@ -157,7 +157,9 @@ def test_a_soak_shows_memory_from_where_every_shape_has_come(page_script: Module
         "runs": 1000,
         "seconds": 61.2,
         "shapes": 144,
+        "streams": 1,
         "graphs": 16,
+        "without_graph": "",
         "wrong": 3,
         "curve": [
             [0, 500.0, 900.0],
@@ -167,13 +169,13 @@ def test_a_soak_shows_memory_from_where_every_shape_has_come(page_script: Module
             [999, 810.0, 995.0],
         ],
     }
-    table = page_script.soak_table(record(found))  # type: ignore[arg-type]
-    assert line_of(table, "first run") == ["1", "500", "900"]
-    assert line_of(table, "every shape has come") == ["201", "800", "990"]
-    assert line_of(table, "halfway") == ["501", "860", "980"]
-    assert line_of(table, "last run") == ["1000", "810", "995"]
-    assert line_of(table, "the most after that") == ["–", "860", "995"]
-    assert "1000 runs over 144 shapes in 61 s, 16 CUDA graphs; answers that differ" in table
+    table = page_script.soak_table(record({"detr": found}))
+    assert line_of(table, "detr", "first run") == ["1", "500", "900"]
+    assert line_of(table, "detr", "every shape has come") == ["201", "800", "990"]
+    assert line_of(table, "detr", "halfway") == ["501", "860", "980"]
+    assert line_of(table, "detr", "last run") == ["1000", "810", "995"]
+    assert line_of(table, "detr", "the most after that") == ["–", "860", "995"]
+    assert "1000 runs over 144 shapes on 1 streams in 61 s, 16 CUDA graphs; answers that differ" in table
     assert "of their shape: 3." in table
 
 
@@ -184,10 +186,13 @@ def test_a_soak_that_ended_before_every_shape_had_come_shows_its_first_run_only(
         "runs": 2,
         "seconds": 1.0,
         "shapes": 144,
+        "streams": 4,
         "graphs": 2,
+        "without_graph": "an operator is on the CPU",
         "wrong": 0,
         "curve": [[0, 5.0, 9.0], [1, 6.0, 9.0]],
     }
-    table = page_script.soak_table(record(found))
-    assert line_of(table, "first run") == ["1", "5", "9"]
+    table = page_script.soak_table(record({"detr": found}))
+    assert line_of(table, "detr", "first run") == ["1", "5", "9"]
     assert "last run" not in table
+    assert "2 CUDA graphs (an operator is on the CPU);" in table
