@@ -115,10 +115,14 @@ KERNELS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernels that load here, and why others do not (name → reason)."""
+    """The kernels that load here, and why others do not (name → reason).
+
+    `on_cpu` has them considered on the CPU too, where plans otherwise run the plain functions: for tests.
+    """
 
     found: Mapping[str, Kernel]
     missing: Mapping[str, str] = field(default_factory=dict)
+    on_cpu: bool = False
 
     def of(self, step: str) -> list[Kernel]:
         """Return the kernels of a step, or of a standard operator such as "MaxPool", in the order of the table."""

@@ -1,0 +1,379 @@
+"""Which candidate computes a step: found right, measured once, and remembered under the step's signature."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitesse.backends.torch_cuda.candidates import DeviceFacts, Kernel, Kernels, Run, Tactic, tactic_of
+from vitesse.backends.torch_cuda.comparing import disagreement
+from vitesse.backends.torch_cuda.device import facts_of
+from vitesse.backends.torch_cuda.measure import microseconds
+from vitesse.errors import BackendError, ModelError, VitesseError
+
+PLAIN = Tactic("plain")
+# Compilers run beside Python; more at once than this gain nothing.
+_COMPILING = 8
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A step as a kernel sees it.
+
+    Args:
+        step: "Linear", …, or a standard operator that a kernel exists for ("MaxPool").
+        attributes: the step's keywords with their defaults, and for `Norm` `wanted`: "101" where the first and the
+            third of its outputs are read.
+        tensors: all inputs in the order of the step's function, None where one is not given; real, on the device.
+        constant: which of them never change.
+        plain: computes the step in plain torch from all the tensors.
+    """
+
+    step: str
+    attributes: Mapping[str, Any]
+    tensors: tuple[Tensor | None, ...]
+    constant: tuple[bool, ...]
+    plain: Run
+
+    @property
+    def family(self) -> str:
+        """Everything that decides which tactics there are but the shapes of what changes."""
+        kept = {name: _said(name, value) for name, value in sorted(self.attributes.items())}
+        tensors = " ".join(
+            _tensor_text(tensor, fixed) for tensor, fixed in zip(self.tensors, self.constant, strict=True)
+        )
+        return f"{self.step} {json.dumps(kept, separators=(',', ':'))} {tensors}"
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of what changes."""
+        return tuple(tuple(tensor.shape) for tensor in self.changing)
+
+    @property
+    def signature(self) -> str:
+        """Equal for nodes that the same tactic suits best: steps, shapes, formats, dtypes and attributes."""
+        return f"{self.family} @ {' '.join('x'.join(map(str, shape)) for shape in self.sizes)}"
+
+    @property
+    def changing(self) -> tuple[Tensor, ...]:
+        """The inputs that change with the image."""
+        return tuple(
+            tensor
+            for tensor, fixed in zip(self.tensors, self.constant, strict=True)
+            if tensor is not None and not fixed
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one tactic: its microseconds, or why it was dropped."""
+
+    tactic: Tactic
+    microseconds: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tactic of a signature, what was tried for it, and the kernels that refused, with their reasons."""
+
+    tactic: Tactic
+    microseconds: float | None = None
+    trials: tuple[Trial, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    family: str = ""
+    sizes: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass
+class TacticCache:
+    """Signature → choice, and the machine it was measured on; `to_json` gives what stands in the artifact."""
+
+    made_on: Mapping[str, str] = field(default_factory=dict)
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+    def nearest(self, problem: Problem) -> Tactic | None:
+        """Return the tactic of the same step at the nearest size: near is the sum of |log(size / size)|."""
+        same = [choice for choice in self.choices.values() if choice.family == problem.family]
+        found = [(_distance(choice.sizes, problem.sizes), choice) for choice in same]
+        usable = [(distance, choice) for distance, choice in found if math.isfinite(distance)]
+        return min(usable, key=lambda pair: pair[0])[1].tactic if usable else None
+
+    def to_json(self) -> str:
+        """Serialise, for a reader and for `from_json`."""
+        choices = {signature: _choice_document(choice) for signature, choice in self.choices.items()}
+        document = {"schema": SCHEMA, "made_on": dict(self.made_on), "choices": choices}
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TacticCache:
+        """Read it back.
+
+        Raises:
+            ModelError: it is not what `to_json` writes, or another schema.
+        """
+        try:
+            raw = json.loads(text)
+            if raw["schema"] != SCHEMA:
+                raise ModelError(f"tactics of schema {raw['schema']}", expected=f"schema {SCHEMA}")
+            choices = {str(name): _choice_of(entry) for name, entry in raw["choices"].items()}
+            return cls({str(name): str(value) for name, value in raw["made_on"].items()}, choices)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"cannot read the tactics: {type(error).__name__}: {error}",
+                expected="the JSON that `vitesse build` writes",
+                cause="the file was edited or cut off",
+            ) from error
+
+
+def choose(
+    problem: Problem,
+    kernels: Kernels,
+    device: torch.device,
+    cache: TacticCache,
+    *,
+    measure: bool = True,
+    seconds: float = 0.2,
+) -> tuple[Choice, Run]:
+    """Return the choice for a step and the call that computes it.
+
+    A signature that the cache knows is taken as it stands there. Otherwise every tactic of every kernel that does not
+    refuse is prepared, run, held against the plain function and, if it is right, measured; the fastest is kept in the
+    cache. Without `measure` the first one that is right is taken: that of the nearest size, then the kernels' own best
+    guesses; it is not kept. On the CPU, and where nothing else is right, it is the plain function.
+
+    Args:
+        seconds: for the final rounds of measuring one signature.
+    """
+    known = cache.choices.get(problem.signature)
+    if known is not None:
+        prepared = _prepared(problem, known.tactic, kernels)
+        if prepared is not None:
+            return known, prepared
+    facts = facts_of(device)
+    offered, refused = _offered(problem, kernels, facts)
+    if not measure:
+        return _first_right(problem, kernels, offered, refused, cache.nearest(problem))
+    found, runs = _measured(problem, kernels, offered, device, seconds)
+    right = [trial for trial in found if trial.microseconds is not None]
+    best = min(right, key=lambda trial: trial.microseconds or 0.0, default=Trial(PLAIN))
+    choice = Choice(
+        best.tactic, best.microseconds, tuple(found), refused, family=problem.family, sizes=problem.sizes
+    )
+    cache.choices[problem.signature] = choice
+    return choice, runs.get(_key(best.tactic), problem.plain)
+
+
+def _prepared(problem: Problem, tactic: Tactic, kernels: Kernels) -> Run | None:
+    """The call of a known tactic; None where its kernel does not load here or cannot do it any more."""
+    if tactic.kernel == PLAIN.kernel:
+        return problem.plain
+    kernel = kernels.found.get(tactic.kernel)
+    if kernel is None:
+        return None
+    try:
+        return kernel.prepare(problem.tensors, problem.attributes, tactic)
+    except Exception:  # libraries raise dozens of kinds; whatever it was, another candidate takes over
+        return None
+
+
+def _offered(
+    problem: Problem, kernels: Kernels, facts: DeviceFacts
+) -> tuple[list[tuple[Kernel, Tactic]], dict[str, str]]:
+    offered: list[tuple[Kernel, Tactic]] = []
+    refused: dict[str, str] = {}
+    if facts.capability == (0, 0) and not kernels.on_cpu:
+        return offered, {kernel.name: "there is no GPU" for kernel in kernels.of(problem.step)}
+    for kernel in kernels.of(problem.step):
+        try:
+            reason = kernel.refuses(problem.tensors, problem.attributes, facts)
+            if reason:
+                refused[kernel.name] = reason
+            else:
+                tactics = kernel.tactics(problem.tensors, problem.attributes, facts)
+                offered += [(kernel, tactic) for tactic in tactics]
+        except Exception as error:  # a kernel that cannot even answer must not end a build
+            refused[kernel.name] = f"{type(error).__name__}: {_line(error)}"
+    return offered, refused
+
+
+def _measured(
+    problem: Problem,
+    kernels: Kernels,
+    offered: Sequence[tuple[Kernel, Tactic]],
+    device: torch.device,
+    seconds: float,
+) -> tuple[list[Trial], dict[str, Run]]:
+    """Every tactic prepared and run (compilers beside each other), held against the plain function, and timed."""
+    expected = problem.plain(*problem.tensors)
+    made = _all_prepared(problem, offered, device)
+    runs: dict[str, Run] = {}
+    errors: dict[str, str] = {}
+    for (_, tactic), (run, error) in zip(offered, made, strict=True):
+        error = error or _wrong(problem, run, expected)
+        errors[_key(tactic)] = error
+        if not error and run is not None:
+            runs[_key(tactic)] = run
+    calls: list[Callable[[], object]] = [_call(run, problem.tensors) for run in runs.values()]
+    times = microseconds(calls, problem.changing, device, seconds) if calls else []
+    timed = dict(zip(runs, times, strict=True))
+    trials = []
+    for _, tactic in offered:
+        taken = timed.get(_key(tactic), math.inf)
+        said = errors[_key(tactic)] or ("" if math.isfinite(taken) else "cannot be captured in a CUDA graph")
+        trials.append(Trial(tactic, None if said else round(taken, 3), said))
+    return trials, runs
+
+
+def _all_prepared(
+    problem: Problem, offered: Sequence[tuple[Kernel, Tactic]], device: torch.device
+) -> list[tuple[Run | None, str]]:
+    """Prepare and run each once; on a GPU on several threads, because most of it is waiting for compilers."""
+
+    def prepared(pair: tuple[Kernel, Tactic]) -> tuple[Run | None, str]:
+        kernel, tactic = pair
+        try:
+            run = kernel.prepare(problem.tensors, problem.attributes, tactic)
+            run(*problem.tensors)
+        except Exception as error:  # see _prepared
+            return None, f"{type(error).__name__}: {_line(error)}"
+        return run, ""
+
+    if device.type != "cuda" or len(offered) < 2:
+        return [prepared(pair) for pair in offered]
+
+    def on_gpu(pair: tuple[Kernel, Tactic]) -> tuple[Run | None, str]:
+        with torch.cuda.device(device), torch.no_grad():
+            return prepared(pair)
+
+    with ThreadPoolExecutor(_COMPILING) as threads:
+        made = list(threads.map(on_gpu, offered))
+    _synchronise(device, problem)
+    return made
+
+
+def _first_right(
+    problem: Problem,
+    kernels: Kernels,
+    offered: Sequence[tuple[Kernel, Tactic]],
+    refused: Mapping[str, str],
+    nearest: Tactic | None,
+) -> tuple[Choice, Run]:
+    allowed = {kernel.name for kernel, _ in offered}
+    # One guess of each kernel, in the order of the table; a second one is no better founded.
+    guesses: dict[str, Tactic] = {}
+    for kernel, tactic in offered:
+        guesses.setdefault(kernel.name, tactic)
+    known = [nearest] if nearest is not None and nearest.kernel in allowed else []
+    first = [*known, *guesses.values()]
+    expected: tuple[Tensor | None, ...] | None = None
+    trials: list[Trial] = []
+    for tactic in first:
+        run = _prepared(problem, tactic, kernels)
+        if run is None:
+            trials.append(Trial(tactic, error="cannot be prepared"))
+            continue
+        expected = problem.plain(*problem.tensors) if expected is None else expected
+        error = _wrong(problem, run, expected)
+        if not error:
+            return Choice(tactic, None, tuple(trials), refused), run
+        trials.append(Trial(tactic, error=error))
+    return Choice(PLAIN, None, tuple(trials), refused), problem.plain
+
+
+def _wrong(problem: Problem, run: Run | None, expected: Sequence[Tensor | None]) -> str:
+    """Why what a candidate computes cannot be taken; "" where it is right."""
+    if run is None:
+        return "cannot be prepared"
+    try:
+        found = run(*problem.tensors)
+        return disagreement(found, expected, wanted=problem.attributes.get("wanted", ""))
+    except VitesseError:
+        raise
+    except Exception as error:  # see _prepared
+        return f"{type(error).__name__}: {_line(error)}"
+
+
+def _synchronise(device: torch.device, problem: Problem) -> None:
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        raise BackendError(
+            f"a candidate for {problem.signature} broke the GPU's context: {_line(error)}",
+            cause="a kernel read or wrote outside its tensors; nothing can run in this process any more",
+            fix="run the build again with CUDA_LAUNCH_BLOCKING=1 to see which",
+        ) from error
+
+
+def _call(run: Run, tensors: Sequence[Tensor | None]) -> Callable[[], object]:
+    return lambda: run(*tensors)
+
+
+def _said(name: str, value: Any) -> Any:
+    # Every layer has a scale of its own; that there is one decides.
+    return bool(value) if name == "out_scale" else value
+
+
+def _tensor_text(tensor: Tensor | None, fixed: bool) -> str:
+    """`float16[768,3072]` of a constant, `float16[..3]` of what changes; the memory format where it is not plain."""
+    if tensor is None:
+        return "-"
+    shape = ",".join(map(str, tensor.shape)) if fixed else f"..{tensor.ndim}"
+    layout = "" if tensor.is_contiguous() else _layout(tensor, fixed)
+    return f"{str(tensor.dtype).removeprefix('torch.')}[{shape}]{layout}"
+
+
+def _layout(tensor: Tensor, fixed: bool) -> str:
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return "nhwc"
+    # The order of the axes tells layouts apart at any size; a view with gaps has its strides in the signature.
+    order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
+    return f"axes{''.join(map(str, order))}" + (f"strides{tuple(tensor.stride())}" if fixed else "")
+
+
+def _distance(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:
+    if [len(shape) for shape in first] != [len(shape) for shape in second]:
+        return math.inf
+    pairs = [
+        (a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
+    ]
+    if any((a == 0) != (b == 0) for a, b in pairs):
+        return math.inf
+    return sum(abs(math.log(a / b)) for a, b in pairs if a)
+
+
+def _key(tactic: Tactic) -> str:
+    return json.dumps(tactic.document(), sort_keys=True)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _choice_document(choice: Choice) -> dict[str, Any]:
+    trials = [{**asdict(trial), "tactic": trial.tactic.document()} for trial in choice.trials]
+    return {**asdict(choice), "tactic": choice.tactic.document(), "trials": trials}
+
+
+def _choice_of(raw: Mapping[str, Any]) -> Choice:
+    trials = tuple(
+        Trial(tactic_of(entry["tactic"]), _number(entry["microseconds"]), str(entry["error"]))
+        for entry in raw["trials"]
+    )
+    sizes = tuple(tuple(int(length) for length in shape) for shape in raw["sizes"])
+    refused = {str(name): str(reason) for name, reason in raw["refused"].items()}
+    return Choice(
+        tactic_of(raw["tactic"]), _number(raw["microseconds"]), trials, refused, str(raw["family"]), sizes
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
