@@ -42,7 +42,9 @@ def versions(device: torch.device) -> dict[str, str]:
         "triton": _version("triton"),
         "cuda": torch.version.cuda or "",
         "cublas": next(filter(None, map(_version, _CUBLAS_PACKAGES)), ""),
-        "cudnn": str(torch.backends.cudnn.version() or "") if device.type == "cuda" else "",
+        "cudnn": str(torch.backends.cudnn.version() or "")  # type: ignore[no-untyped-call]
+        if device.type == "cuda"
+        else "",
         "cudnn_frontend": _version("nvidia-cudnn-frontend"),
         "nvmath": _version("nvmath-python"),
         "gpu": facts.name,

@@ -12,11 +12,13 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Call = Callable[[], object]
+Result = TypeVar("Result")
 
 # More than the L2 cache of any data-centre GPU to date (H100: 50 MB, B200: 126 MB).
 FLUSHED_BYTES = 192 * 2**20
@@ -49,7 +51,7 @@ class _Rounds:
     """The graphs of one step's candidates, with one that holds nothing but flushing and warming."""
 
     def __init__(self, calls: Sequence[Call], warm: Sequence[Tensor], device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = stream_on(device)
         self._flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device)
         self._warm = [(torch.empty_like(x), x) for x in warm if x.numel() * x.element_size() <= _WARM_BYTES]
         pool = torch.cuda.graph_pool_handle()
@@ -85,22 +87,22 @@ class _Rounds:
                 samples[number].append(max(self._time(graph) - idle, 0.01))
 
     def _time(self, graph: torch.cuda.CUDAGraph) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = event(), event()
         with torch.cuda.stream(self._stream):
             begin.record()
             graph.replay()
             end.record()
         end.synchronize()
-        return begin.elapsed_time(end) * 1e3 / _REPEATS
+        return milliseconds(begin, end) * 1e3 / _REPEATS
 
-    def _captured(self, call: Call, pool: object) -> torch.cuda.CUDAGraph | None:
+    def _captured(self, call: Call, pool: Any) -> torch.cuda.CUDAGraph | None:
         try:
             return self._graph(call, pool)
         except RuntimeError:  # it synchronises or reads back: no plan can hold it
             torch.cuda.synchronize()
             return None
 
-    def _graph(self, call: Call, pool: object) -> torch.cuda.CUDAGraph:
+    def _graph(self, call: Call, pool: Any) -> torch.cuda.CUDAGraph:
         def repeated() -> None:
             for _ in range(_REPEATS):
                 self._flushed.zero_()
@@ -112,8 +114,8 @@ class _Rounds:
 
 
 def capture(
-    work: Callable[[], object], stream: torch.cuda.Stream, pool: object
-) -> tuple[torch.cuda.CUDAGraph, object]:
+    work: Callable[[], Result], stream: torch.cuda.Stream, pool: Any
+) -> tuple[torch.cuda.CUDAGraph, Result]:
     """Capture what `work` enqueues as a CUDA graph, and return the graph and what `work` returned.
 
     Captured in thread-local mode, so that other threads of the process may go on using CUDA. No garbage is collected
@@ -127,6 +129,21 @@ def capture(
         finally:
             graph.capture_end()
     return graph, made
+
+
+def stream_on(device: torch.device) -> torch.cuda.Stream:
+    """Return a new stream of a GPU."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def event() -> torch.cuda.Event:
+    """Return an event that takes the time."""
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def milliseconds(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+    """Return the time between two recorded events that the GPU has passed."""
+    return float(begin.elapsed_time(end))
 
 
 @contextmanager

@@ -335,7 +335,8 @@ def _layout(tensor: Tensor, fixed: bool) -> str:
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return "nhwc"
     # The order of the axes tells layouts apart at any size; a view with gaps has its strides in the signature.
-    order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda axis: strides[axis], reverse=True)
     return f"axes{''.join(map(str, order))}" + (f"strides{tuple(tensor.stride())}" if fixed else "")
 
 
