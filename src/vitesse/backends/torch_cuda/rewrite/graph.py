@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -251,6 +251,14 @@ def bypassed(model: ir.Model, node: ir.Node, value: ir.Value) -> bool:
 def elements(shape: Sequence[int]) -> int:
     """How many elements a tensor of this shape has."""
     return math.prod(shape)
+
+
+def ancestors(value: ir.Value, *operators: str) -> Iterator[ir.Node]:
+    """The chain of these standard operators, by their first inputs, that ends in a value; the last one first."""
+    node = value.producer()
+    while node is not None and is_op(node, *operators):
+        yield node
+        node = needed(node, 0).producer()
 
 
 def scope_of(nodes: Sequence[ir.Node]) -> dict[str, str]:
