@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitesse.backends.torch_cuda.steps import DOMAIN
+from vitesse.errors import ModelError
 from vitesse.scopes import inherited
 
 # The types that a step may have beside E4M3, and their names in its attribute `out_dtype`.
@@ -33,6 +34,28 @@ def is_op(node: ir.Node | None, *operators: str) -> bool:
 def is_step(node: ir.Node | None, *steps: str) -> bool:
     """Whether a node is one of these fused steps."""
     return node is not None and node.op_type in steps and node.domain == DOMAIN
+
+
+def nodes_of(model: ir.Model, *operators: str) -> list[ir.Node]:
+    """The standard operators of these kinds in the order of the graph, for a walk that changes the graph."""
+    return [node for node in model.graph if is_op(node, *operators)]
+
+
+def given(node: ir.Node, place: int) -> ir.Value | None:
+    """An optional input; None where it is absent."""
+    value = node.inputs[place] if place < len(node.inputs) else None
+    return None if value is None or not value.name else value
+
+
+def needed(node: ir.Node, place: int) -> ir.Value:
+    """An input that the operator cannot do without; raises ModelError where it is absent."""
+    value = given(node, place)
+    if value is None:
+        raise ModelError(
+            f"{node.op_type} {node.name!r} lacks its input {place}",
+            expected="a graph that onnx.checker accepts",
+        )
+    return value
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -70,7 +93,9 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     return tuple(found.value) if isinstance(found.value, list | tuple) else found.value
 
 
-def initializer(model: ir.Model, name: str, array: NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
+def initializer(
+    model: ir.Model, name: str, array: NDArray[Any], dtype: ir.DataType | None = None
+) -> ir.Value:
     """Add a constant under `name`, or a name made from it where that one is taken.
 
     Args:
@@ -80,7 +105,9 @@ def initializer(model: ir.Model, name: str, array: NDArray[Any], dtype: ir.DataT
     while name in taken:
         name += "_"
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), dtype=dtype, name=name)
-    made = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    made = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     model.graph.register_initializer(made)
     return made
 
@@ -124,3 +151,9 @@ def put_step(
     model.graph.remove([*reversed(replaced)], safe=True)
     model.graph.opset_imports.setdefault(DOMAIN, 1)
     return made
+
+
+def bypass(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
+    """Remove a node whose first output equals `value` and is no output of the graph."""
+    ir.convenience.replace_all_uses_with(node.outputs[0], value)
+    model.graph.remove(node, safe=True)
