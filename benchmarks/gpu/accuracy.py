@@ -1,0 +1,64 @@
+"""What FP8 costs on labelled images: top-1 of vit_fashion in every precision, on the target itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitesse import stages
+from vitesse.artifact import Artifact, Store
+from vitesse.backends import backend
+from vitesse.backends.protocol import Tensors
+from vitesse.data.dataset import open_calibration, open_dataset
+from vitesse.precision.half import to_half
+from vitesse.precision.half_quantised import to_half_quantised
+from vitesse.recipe import HalfOptions, Int8Options
+from vitesse.verify.accuracy import evaluate
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples/fashion"
+MODEL = EXAMPLES / "vit_fashion.onnx"
+BATCH = 32
+# Points of top-1 that FP8 may lose.
+TARGET_LOSS = 0.2
+
+
+def measure(images: Path, folder: Path, target: str) -> dict[str, Any]:
+    """Top-1 in each precision on a target, and of FP32 on ONNX Runtime's CPU provider as the reference.
+
+    Args:
+        images: a folder with a folder for each class.
+    """
+    store = Store(folder / "store")
+    made = artifacts(store)
+    split = open_dataset(images, spec=made["fp32"].spec).val
+
+    def top1(artifact: Artifact, runtime: str) -> float:
+        built = backend(runtime).build(artifact, store).artifact
+        with backend(runtime).load(built) as engine, engine.session() as session:
+
+            def predict(feeds: Tensors) -> Mapping[str, np.ndarray]:
+                return {name: np.array(value) for name, value in session.run(feeds).outputs.items()}
+
+            return evaluate(predict, split, artifact.spec, batch=BATCH).accuracy.value
+
+    reference = top1(made["fp32"], "onnxruntime")
+    found = {precision: top1(artifact, target) for precision, artifact in made.items()}
+    return {
+        "images": len(split),
+        "reference": reference,
+        "top1": found,
+        "loss_points": {precision: round(100 * (reference - value), 4) for precision, value in found.items()},
+    }
+
+
+def artifacts(store: Store) -> dict[str, Artifact]:
+    """vit_fashion fused in FP32, in FP16, and in FP8 with FP16, calibrated on the images beside the examples."""
+    fused = stages.fuse(stages.clean(stages.open_model(MODEL), store).artifact, store).artifact
+    calibration = open_calibration(EXAMPLES / "vit/calib")
+    half = to_half(fused, store, stages.CalibrationFeeds(calibration, fused.spec), HalfOptions())
+    eight = stages.quantize(fused, calibration, store, number="fp8", options=Int8Options(activations="int8"))
+    mixed = to_half_quantised(eight, store, (), HalfOptions(), stage="fp8+fp16")
+    return {"fp32": fused, "fp16": half.artifact, "fp8": mixed.artifact}

@@ -1,0 +1,84 @@
+"""The target `torch-cuda` as a candidate: built once a model and precision, loaded, called on tensors on the GPU."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitesse.artifact import Artifact, Store
+from vitesse.backends import backend
+from vitesse.benchmark.fresh_process import fresh_process
+
+from . import graphs
+from .models import INPUT
+from .peers import Candidate
+
+TARGET = "torch-cuda"
+
+
+@dataclass(frozen=True)
+class Made:
+    """An artifact of the target, the seconds that building took, and what was said."""
+
+    artifact: Artifact
+    seconds: float
+    changes: dict[str, int]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "build_s": round(self.seconds, 1),
+            "artifact_mb": round(self.artifact.bytes / 1e6, 1),
+            "changes": self.changes,
+            "notes": list(self.notes),
+        }
+
+
+def build(folder: Path, name: str, precision: str, batches: Sequence[int]) -> Made:
+    """Build for these batches."""
+    source = graphs.artifact(folder, name, precision)
+    began = time.perf_counter()
+    built = backend(TARGET).build(source, Store(folder / f"built_{name}_{precision}"))
+    return Made(built.artifact, time.perf_counter() - began, dict(built.changes), built.notes)
+
+
+def label_of(precision: str) -> str:
+    return f"{TARGET} {precision}"
+
+
+@contextmanager
+def opened(artifact: Artifact, images: Tensor) -> Iterator[Candidate]:
+    with backend(TARGET).load(artifact) as engine, engine.session() as session:
+        runner: Any = session
+        names = [one.name for one in engine.outputs]
+
+        def run() -> tuple[Tensor, ...]:
+            made = runner.run_on_device({INPUT: images})
+            return tuple(made[name] for name in names)
+
+        run()
+        yield Candidate(run, torch.cuda.current_stream() if images.is_cuda else None, {"session": session})
+
+
+def load_times(artifact: Artifact, images: Tensor) -> dict[str, Any]:
+    """Loading and first call in fresh processes: with an empty cache of Triton's kernels, and with the one it left."""
+    feeds = [{INPUT: images.cpu().numpy()}]
+    before = os.environ.get("TRITON_CACHE_DIR")
+    with TemporaryDirectory(prefix="vitesse-") as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        try:
+            found = {kind: asdict(fresh_process(artifact, feeds)) for kind in ("empty", "filled")}
+        finally:
+            del os.environ["TRITON_CACHE_DIR"]
+            if before is not None:
+                os.environ["TRITON_CACHE_DIR"] = before
+    return found

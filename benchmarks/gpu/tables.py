@@ -1,0 +1,356 @@
+"""docs/torch_cuda.md: its tables, from benchmarks/results/torch_cuda_*.json; needs neither torch nor a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks/results"
+PAGE = ROOT / "docs/torch_cuda.md"
+NOT_RUN = "not run"
+TARGET = "torch-cuda"
+TITLES = {
+    "vit_b16": "ViT-B/16, 224×224",
+    "vit_l16": "ViT-L/16, 224×224",
+    "vit_h14": "ViT-H/14, 224×224",
+    "dinov2_b14": "DINOv2-B/14, 518×518",
+    "detr_r50": "DETR-R50, 800×1333",
+}
+# Model, batch, precision → milliseconds at most; None: a row without a target.
+TARGETS: Mapping[tuple[str, int, str], float | None] = {
+    ("vit_b16", 32, "fp16"): 2.3,
+    ("vit_b16", 32, "fp8"): 1.7,
+    ("vit_l16", 32, "fp16"): 7.5,
+    ("vit_l16", 32, "fp8"): 5.0,
+    ("vit_b16", 1, "fp16"): 0.45,
+    ("detr_r50", 1, "fp16"): 1.3,
+    ("detr_r50", 8, "fp16"): 5.0,
+    ("vit_h14", 32, "fp16"): None,
+    ("vit_h14", 32, "fp8"): None,
+    ("dinov2_b14", 8, "fp16"): None,
+    ("dinov2_b14", 8, "fp8"): None,
+}
+# Peers by label, and as a column is headed.
+PEERS = {
+    "torch eager": "eager",
+    "torch + CUDA graph": "eager + graph",
+    "torch.compile": "compile",
+    "torch.compile reduce-overhead": "reduce-overhead",
+    "torch.compile max-autotune": "max-autotune",
+    "ONNX Runtime CUDA": "ORT CUDA",
+    "Vitesse cuda": "Vitesse `cuda`",
+}
+# Points of top-1 that FP8 may lose on vit_fashion.
+MOST_LOSS = 0.2
+PROFILE_LINES = 12
+
+Found = Mapping[str, Any]
+Key = tuple[str, int, str]
+
+
+@dataclass
+class Results:
+    """What lies in results/: groups of races by `MODEL:BATCH`, profiles by row, accuracy; the newest run of each.
+
+    Candidates of different runs are never mixed: a group is taken as a whole.
+    """
+
+    groups: dict[str, Found] = field(default_factory=dict)
+    profiles: dict[str, Found] = field(default_factory=dict)
+    accuracy: Found | None = None
+    origins: list[str] = field(default_factory=list)
+
+    def of(self, key: Key) -> Found:
+        """The group of a row; empty where there is none, or where it has not this precision."""
+        group = self.groups.get(f"{key[0]}:{key[1]}", {})
+        return group if key[2] in group.get("precisions", ()) else {}
+
+
+def read(folder: Path = RESULTS) -> Results:
+    """Read all results, older ones first."""
+    records = [(path, json.loads(path.read_text())) for path in folder.glob("torch_cuda_*.json")]
+    known = [(path, record) for path, record in records if "kind" in record]
+    found = Results()
+    for path, record in sorted(known, key=lambda one: one[1]["environment"]["date"]):
+        found.groups |= record.get("groups", {})
+        found.profiles |= record.get("rows", {})
+        found.accuracy = record.get("accuracy", found.accuracy)
+        found.origins.append(origin(path.name, record))
+    return found
+
+
+def origin(name: str, record: Found) -> str:
+    """File, command, machine, versions and day of a record."""
+    environment = record["environment"]
+    driver = next((f", driver {one['driver']}" for one in environment.get("gpus", []) if "driver" in one), "")
+    gpu = environment.get("gpu", "no GPU")
+    return (
+        f"`{name}`: `{record['command']}` on {gpu}{driver}, torch {environment['torch']} "
+        f"(CUDA {environment['cuda'] or 'none'}), {environment['date'][:10]}."
+    )
+
+
+class Notes:
+    """Words that do not fit a cell: numbered when they first come, printed below the table."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def cell(self, shown: str, words: str) -> str:
+        return f"{shown} ({self._numbers.setdefault(in_cell(words), len(self._numbers) + 1)})"
+
+    def lines(self) -> list[str]:
+        return [f"\n({number}) {words}" for words, number in self._numbers.items()]
+
+
+def in_cell(words: str) -> str:
+    return words.replace("|", "\\|").replace("\n", " ")
+
+
+def time_cell(group: Found, label: str, notes: Notes) -> str:
+    """Milliseconds, or in words why there are none; what was not measured undisturbed carries a note."""
+    if not group:
+        return NOT_RUN
+    if "failed" in group:
+        return notes.cell("failed", group["failed"])
+    if label in group["refused"]:
+        return notes.cell("–", group["refused"][label])
+    if label not in group["candidates"] or "ms" not in group["candidates"][label]:
+        return NOT_RUN
+    shown = milliseconds(group["candidates"][label]["ms"])
+    observed = group["observed"]
+    return (
+        shown
+        if observed["verdict"] == "clean"
+        else notes.cell(shown, f"{observed['verdict']}: {observed['why']}")
+    )
+
+
+def milliseconds(ms: float) -> str:
+    return f"{ms:.3f}" if ms < 10 else f"{ms:.1f}"
+
+
+def target_table(found: Results) -> str:
+    """Every row with its target, what was measured, and the fastest peer of the same run."""
+    notes = Notes()
+    lines = table("model", "batch", "precision", "target ms", "ms", "images/s", "met", "fastest peer", "gain")
+    for key, target in TARGETS.items():
+        name, batch, precision = key
+        group = found.of(key)
+        ms = group.get("candidates", {}).get(f"{TARGET} {precision}", {}).get("ms")
+        peer = fastest_peer(group)
+        lines.append(
+            line(
+                TITLES[name],
+                str(batch),
+                precision.upper(),
+                "–" if target is None else f"{target:g}",
+                time_cell(group, f"{TARGET} {precision}", notes),
+                NOT_RUN if ms is None else f"{1000 * batch / ms:,.0f}",
+                met(ms, target),
+                "–" if peer is None else f"{PEERS[peer[0]]}, {milliseconds(peer[1])}",
+                "–" if peer is None or ms is None else f"{peer[1] / ms:.2f}×",
+            )
+        )
+    return "\n".join([*lines, *notes.lines()])
+
+
+def met(ms: float | None, target: float | None) -> str:
+    if target is None:
+        return "–"
+    if ms is None:
+        return NOT_RUN
+    return "yes" if ms <= target else f"no, {ms / target:.2f} times the target"
+
+
+def fastest_peer(group: Found) -> tuple[str, float] | None:
+    times = {
+        label: one["ms"]
+        for label, one in group.get("candidates", {}).items()
+        if label in PEERS and "ms" in one
+    }
+    return min(times.items(), key=lambda one: one[1]) if times else None
+
+
+def peer_table(found: Results) -> str:
+    """Milliseconds of all candidates of a run; the peers' precision is FP16."""
+    notes = Notes()
+    lines = table("model", "batch", *(f"`{TARGET}` {one}" for one in ("FP16", "FP8")), *PEERS.values())
+    for name, batch in dict.fromkeys(key[:2] for key in TARGETS):
+        group = found.groups.get(f"{name}:{batch}", {})
+        ours = [
+            time_cell(group, f"{TARGET} {precision}", notes) if (name, batch, precision) in TARGETS else "–"
+            for precision in ("fp16", "fp8")
+        ]
+        lines.append(line(TITLES[name], str(batch), *ours, *(time_cell(group, one, notes) for one in PEERS)))
+    return "\n".join([*lines, *notes.lines()])
+
+
+def detail_table(found: Results) -> str:
+    """Spread, single calls, parity and memory of every candidate."""
+    heads = (
+        "model",
+        "batch",
+        "candidate",
+        "ms (quartiles of rounds)",
+        "single call ms",
+        "largest error / largest value",
+    )
+    lines = table(*heads, "error norm / norm", "memory MB", "ready in s")
+    for name, batch, label, one in candidates(found):
+        parity = one.get("parity", [])
+        spread = f"{milliseconds(one['ms'])} ({milliseconds(one['low_ms'])}–{milliseconds(one['high_ms'])})"
+        lines.append(
+            line(
+                TITLES.get(name, name),
+                batch,
+                label,
+                spread,
+                milliseconds(one["single_ms"]),
+                ", ".join(f"{output['max_rel']:.1e}" for output in parity) or NOT_RUN,
+                ", ".join(f"{output['norm_rel']:.1e}" for output in parity) or NOT_RUN,
+                f"{one['memory_mb']:,.0f}" if "memory_mb" in one else NOT_RUN,
+                f"{one['open_s']:.1f}",
+            )
+        )
+    return "\n".join(lines) if len(lines) > 2 else f"{NOT_RUN}."
+
+
+def candidates(found: Results) -> Iterator[tuple[str, str, str, Found]]:
+    """Model, batch, label and figures of all that was timed."""
+    for group_name, group in found.groups.items():
+        name, _, batch = group_name.partition(":")
+        for label, one in group.get("candidates", {}).items():
+            if "ms" in one:
+                yield name, batch, label, one
+
+
+def load_table(found: Results) -> str:
+    """Seconds of building, and of loading in a fresh process with Triton's cache empty and filled."""
+    lines = table(
+        "model",
+        "precision",
+        "build s",
+        "artifact MB",
+        "load s, empty cache",
+        "load s, filled",
+        "first call ms",
+    )
+    for name, batch, label, one in candidates(found):
+        if "build_s" not in one:
+            continue
+        empty, filled = (one["load"][kind] for kind in ("empty", "filled"))
+        cells = [seconds(empty), seconds(filled), shown_ms(filled)]
+        precision = label.removeprefix(TARGET).strip().upper()
+        lines.append(
+            line(
+                f"{TITLES.get(name, name)}, batch {batch}",
+                precision,
+                str(one["build_s"]),
+                str(one["artifact_mb"]),
+                *cells,
+            )
+        )
+    return "\n".join(lines) if len(lines) > 2 else f"{NOT_RUN}."
+
+
+def seconds(fresh: Found) -> str:
+    return in_cell(fresh["unmeasured"]) if fresh["load_ms"] is None else f"{fresh['load_ms'] / 1000:.1f}"
+
+
+def shown_ms(fresh: Found) -> str:
+    return "–" if fresh["cold_start_ms"] is None else f"{fresh['cold_start_ms']:.1f}"
+
+
+def accuracy_lines(found: Results) -> str:
+    if found.accuracy is None:
+        return f"Top-1 of vit_fashion on the target, FP8 may lose {MOST_LOSS:g} points: {NOT_RUN}."
+    one = found.accuracy
+    lines = table("precision", "top-1", "lost, points", f"at most {MOST_LOSS:g}")
+    for precision, value in one["top1"].items():
+        loss = one["loss_points"][precision]
+        lines.append(
+            line(precision.upper(), f"{value:.4f}", f"{loss:.2f}", "yes" if loss <= MOST_LOSS else "no")
+        )
+    return "\n".join(
+        [f"vit_fashion, {one['images']} images; FP32 on the CPU has {one['reference']:.4f}.\n", *lines]
+    )
+
+
+def profile_tables(found: Results) -> str:
+    """The kernels that take most, row by row."""
+    parts = []
+    for name, profile in found.profiles.items():
+        model, batch, precision = name.split(":")
+        kernels = profile["kernels"]
+        lines = table("kernel", "launches", "µs", "share")
+        lines += [
+            line(
+                f"`{in_cell(one['kernel'])}`",
+                f"{one['launches']:g}",
+                f"{one['us']:.1f}",
+                f"{100 * one['share']:.1f} %",
+            )
+            for one in kernels[:PROFILE_LINES]
+        ]
+        whole = sum(one["us"] for one in kernels)
+        title = (
+            f"**{TITLES.get(model, model)}, batch {batch}, {precision.upper()}**: {whole:,.0f} µs in kernels."
+        )
+        parts += [title, "\n".join(lines), *step_table(profile["steps"])]
+    return "\n\n".join(parts) or f"{NOT_RUN}."
+
+
+def step_table(steps: Sequence[Found]) -> list[str]:
+    """Nodes of the plan by step and tactic, with the time that each took alone when it was chosen."""
+    summed: dict[tuple[str, str], list[float]] = {}
+    for one in steps:
+        summed.setdefault((one["step"], one["tactic"]), []).append(one.get("microseconds") or 0.0)
+    if not summed:
+        return []
+    lines = table("step", "tactic", "nodes", "µs")
+    for (step, tactic), spent in sorted(summed.items(), key=lambda one: -sum(one[1]))[:PROFILE_LINES]:
+        lines.append(line(step, f"`{in_cell(tactic)}`", str(len(spent)), f"{sum(spent):.1f}"))
+    return ["\n".join(lines)]
+
+
+def table(*heads: str) -> list[str]:
+    return [line(*heads), f"|{'---|' * len(heads)}"]
+
+
+def line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+SECTIONS = {
+    "targets": target_table,
+    "peers": peer_table,
+    "details": detail_table,
+    "loading": load_table,
+    "accuracy": accuracy_lines,
+    "profile": profile_tables,
+    "origin": lambda found: "\n".join(f"* {one}" for one in found.origins) or f"{NOT_RUN}.",
+}
+
+
+def page_with_tables(page: str, found: Results) -> str:
+    """The page with each table between its marks.
+
+    Raises:
+        ValueError: the page lacks a mark.
+    """
+    for name, made in SECTIONS.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise ValueError(f"the page has not the marks {begin} and {end}, once each")
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n\n{made(found)}\n\n{end}{rest.partition(end)[2]}"
+    return page
+
+
+def write_page() -> None:
+    PAGE.write_text(page_with_tables(PAGE.read_text(), read()))
