@@ -28,8 +28,8 @@ AT_MOST = 12
 class TritonAttention:
     """The kernels of attention_kernel.py for one node.
 
-    A configuration is block_m (queries) × block_n (keys) of one program, splits (programs that share the keys of a head),
-    tma (0 or 1: keys and values come by the tensor memory accelerator), num_warps and num_stages.
+    A configuration is block_m (queries) × block_n (keys) of one program, splits (programs that share the keys of
+    a head), tma (0 or 1: keys and values come by the tensor memory accelerator), num_warps and num_stages.
     """
 
     name = "triton.attention"

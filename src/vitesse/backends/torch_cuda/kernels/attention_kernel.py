@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Attention by heads on packed tensors, in Triton: float32 softmax over blocks of keys, output [B, Sq, H · Dv].
 
 One program takes `BLOCK_M` queries of one head through the keys. Whole blocks of keys come in a pipelined loop without

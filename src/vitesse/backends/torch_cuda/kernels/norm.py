@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """`triton.norm`: LayerNorm with the sum before it and the E4M3 rounding after it, each row read and written once.
 
 Mean and then variance come from the registers that hold the row, so that no cancelling sum of squares is needed.
@@ -79,8 +79,9 @@ class TritonNorm:
         """Return "" or why it cannot: the types, more than 8192 channels, a strided input, an old GPU."""
         x, _, _, residual = _inputs(tensors)
         eight = attributes.get("out_scale", 0.0) > 0
-        if device.capability < ((8, 9) if eight else (7, 0)):
-            return f"compute capability {device.capability[0]}.{device.capability[1]}: needs {'8.9' if eight else '7.0'}"
+        needed = (8, 9) if eight else (8, 0)
+        if device.capability < needed:
+            return "compute capability {}.{}: needs {}.{}".format(*device.capability, *needed)
         if any(tensor is not None and tensor.dtype not in INPUTS for tensor in tensors):
             return f"types {[str(t.dtype) for t in tensors if t is not None]}: needs float16, bfloat16 or float32"
         if x.shape[-1] > WIDEST:

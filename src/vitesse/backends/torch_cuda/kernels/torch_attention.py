@@ -94,8 +94,8 @@ def _cannot(name: str, dtype: torch.dtype, masked: bool, sizes: tuple[int, int],
 
 def _heads(x: Tensor, offset: int, heads: int, size: int, batch: int) -> Tensor:
     """The view [B, heads, S, size] of packed channels."""
-    part = x[..., offset : offset + heads * size].unflatten(-1, (heads, size)).transpose(1, 2)
-    return part.expand(batch, -1, -1, -1)
+    part = x[..., offset : offset + heads * size]
+    return part.view(*part.shape[:2], heads, size).transpose(1, 2).expand(batch, -1, -1, -1)
 
 
 def _inputs(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
