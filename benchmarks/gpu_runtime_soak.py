@@ -22,8 +22,8 @@ from vitesse.spec import ModelSpec
 from vitesse.storage import sha256_of
 
 BATCHES = (1, 2, 3, 4)
-SIDES = (128, 160, 192, 224, 256, 288)
-STREAMS = 4
+SIDES = (160, 224, 288)
+STREAMS = 2
 SAMPLES = 200
 Shape = tuple[int, int, int, int]
 
@@ -109,3 +109,4 @@ class Watched:
                 free, total = self._driver.memory()
                 resident = self._process.memory_info().rss
                 self.curve.append([turn, round((total - free) / 1e6, 1), round(resident / 1e6, 1)])
+                print(*self.curve[-1], f"{self.wrong} wrong", flush=True)

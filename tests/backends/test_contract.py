@@ -124,7 +124,7 @@ def test_two_sessions_on_two_threads_give_right_answers(runtime: Backend, tmp_pa
             if not np.allclose(logits, linear_in_numpy(x)["logits"], rtol=1e-4, atol=1e-5):
                 wrong.append(f"session {seed}, turn {turn}")
 
-    with runtime.load(linear(tmp_path), LoadOptions(threads=1, sessions=2)) as engine:
+    with runtime.load(linear(tmp_path), LoadOptions(threads=1, sessions=2, tf32=False)) as engine:
         sessions = [engine.session() for _ in range(2)]
         threads = [
             threading.Thread(target=work, args=(session, 1000 * index))
