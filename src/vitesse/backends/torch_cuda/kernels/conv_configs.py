@@ -1,0 +1,155 @@
+"""Which tiles are worth measuring for a convolution: ranked by a model of waves, products and bytes.
+
+As in linear_configs only the order that the model gives is used; the measurement decides. Its numbers are an H100's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vitesse.backends.torch_cuda.kernels.geometry import Geometry
+from vitesse.backends.torch_cuda.kernels.linear_configs import REGISTERS, SHARED_BYTES
+
+TAPS, BOXES, STEM = "taps", "boxes", "stem"
+
+# Dense multiply-adds of one multiprocessor and cycle in 16 bits, and the bytes that L2 gives it meanwhile.
+MULTIPLY_ADDS_16_BIT = 2048
+L2_BYTES = 26.0
+# Filling the pipeline, the epilogue and the launch, in cycles.
+TILE_CYCLES = 1500.0
+# Bytes of channels that a product takes at once: a line of shared memory, which wgmma reads without conflicts.
+DEPTH_BYTES = 128
+# Filters of a stem's product at once, and how deep it goes at once.
+STEM_DEPTH = 32
+MOST_TAPS, MOST_BOXES = 7, 4
+
+
+@dataclass(frozen=True)
+class ConvConfig:
+    """One way to run the kernels of conv_program.py and stem_program.py.
+
+    Args:
+        program: TAPS (addresses computed), BOXES (loaded by the TMA unit, stride 1), STEM (few channels, in planes).
+        block_m, block_n, block_k: pixels, filters and channels of a tile; for BOXES block_m = rows · box_x.
+        box_x: how many pixels of a BOXES tile lie side by side; 0 for the others.
+        group: tiles of pixels that are walked before the next tile of filters.
+        dependent: programmatic dependent launch; compute capability 9.0 or newer, not for STEM.
+    """
+
+    program: str
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    box_x: int = 0
+    group: int = 8
+    dependent: bool = False
+
+    def document(self) -> dict[str, Any]:
+        """Return it as Tactic.config has it."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> ConvConfig:
+        """Read it back from Tactic.config."""
+        return cls(**document)
+
+
+# block_m, block_n, warps, stages of DEPTH_BYTES, the share of the tensor cores' peak that the inner loop reaches.
+# None spills on sm_90 with a residual (tests hold them to it).
+TILES: tuple[tuple[int, int, int, int, float], ...] = (
+    (256, 128, 8, 3, 0.72),
+    (128, 128, 8, 4, 0.62),
+    (128, 128, 4, 3, 0.64),
+    (256, 64, 8, 4, 0.55),
+    (128, 64, 4, 4, 0.50),
+    (64, 128, 4, 4, 0.50),
+    (64, 64, 4, 6, 0.38),
+)
+# How a box of that many pixels may lie: pixels side by side.
+BOX_WIDTHS = {64: (8, 16), 128: (16, 8, 32), 256: (16, 32)}
+
+
+def choices(
+    found: Geometry, item_bytes: int, sms: int, *, descriptors: bool = True, dependent: bool = True
+) -> list[ConvConfig]:
+    """Return what is worth measuring for a convolution of many channels, best guess first.
+
+    Args:
+        item_bytes: of an element of x and the weight: 2 or 1.
+        sms: multiprocessors of the device.
+        descriptors: whether the TMA unit is there and can read x: stride 1, pixels of a multiple of 16 bytes.
+        dependent: whether programmatic dependent launch is there.
+    """
+    depth = block_k(found, item_bytes)
+    ranked: list[tuple[float, ConvConfig]] = []
+    for block_m, block_n, warps, stages, share in TILES:
+        if block_n > max(64, _power_of_two(found.filters)):
+            continue
+        plain = ConvConfig(TAPS, block_m, block_n, depth, warps, stages, dependent=dependent)
+        ranked.append((_cycles(plain, found, item_bytes, sms, share), plain))
+        if descriptors and found.strides == (1, 1):
+            for box_x in BOX_WIDTHS[block_m]:
+                box = ConvConfig(
+                    BOXES, block_m, block_n, depth, warps, stages, box_x=box_x, dependent=dependent
+                )
+                # Threads that compute no addresses leave more of the peak; 5 % is a guess that puts boxes first.
+                ranked.append((_cycles(box, found, item_bytes, sms, share * 1.05), box))
+    ranked.sort(key=lambda entry: entry[0])
+    first = [config for _, config in ranked if config.program == TAPS][:MOST_TAPS]
+    second = [config for _, config in ranked if config.program == BOXES][:MOST_BOXES]
+    return [config for _, config in ranked if config in first or config in second]
+
+
+def stem_choices(found: Geometry) -> list[ConvConfig]:
+    """Return what is worth measuring for the first layer: pixels of a row, warps."""
+    block_n = max(16, min(64, _power_of_two(found.filters)))
+    sizes = ((128, 8), (128, 4), (64, 4), (256, 8))
+    kept = [
+        (block_m, warps) for block_m, warps in sizes if block_m <= max(64, _power_of_two(found.out_width))
+    ]
+    return [ConvConfig(STEM, block_m, block_n, STEM_DEPTH, warps, 2) for block_m, warps in kept]
+
+
+def block_k(found: Geometry, item_bytes: int) -> int:
+    """Return the channels of one product: DEPTH_BYTES of them, fewer where the input has fewer."""
+    return min(DEPTH_BYTES // item_bytes, max(32, _power_of_two(found.channels)))
+
+
+def tiles_of(config: ConvConfig, found: Geometry) -> int:
+    """Return how many tiles, and so programs, a configuration makes of a convolution."""
+    across = math.ceil(found.filters / config.block_n)
+    if config.program == TAPS:
+        return math.ceil(found.pixels / config.block_m) * across
+    if config.program == STEM:
+        return math.ceil(found.out_width / config.block_m) * found.out_height * found.batch * across
+    rows = config.block_m // config.box_x
+    return (
+        found.batch * math.ceil(found.out_height / rows) * math.ceil(found.out_width / config.box_x) * across
+    )
+
+
+def _cycles(config: ConvConfig, found: Geometry, item_bytes: int, sms: int, share: float) -> float:
+    """Estimate the cycles of the whole kernel: full waves of what one multiprocessor does."""
+    steps = found.taps * math.ceil(found.channels / config.block_k)
+    products = (
+        config.block_m * config.block_n * config.block_k / (MULTIPLY_ADDS_16_BIT * (2 / item_bytes) * share)
+    )
+    loaded = (config.block_m + config.block_n) * config.block_k * item_bytes / L2_BYTES
+    threads = 32 * config.num_warps
+    shared = config.num_stages * (config.block_m + config.block_n) * config.block_k * item_bytes
+    registers = config.block_m * config.block_n // threads + 80
+    resident = max(1, min(SHARED_BYTES // shared, REGISTERS // (registers * threads)))
+    tiles = tiles_of(config, found)
+    # Tiles of one multiprocessor share its tensor cores; what they overlap is filling and finishing.
+    each = math.ceil(tiles / sms)
+    return each * steps * max(products, loaded) + math.ceil(each / resident) * TILE_CYCLES
+
+
+def _power_of_two(number: int) -> int:
+    """Return the smallest power of two that is not below `number`."""
+    return 1 << (number - 1).bit_length()
