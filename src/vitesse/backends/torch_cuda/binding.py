@@ -86,7 +86,7 @@ class Binder:
         """Yield the calls of a graph in order, running each, so that the next is chosen for what really comes to it."""
         kept = {*graph.outputs, *graph.inputs}
         left = Counter(value for node in graph for value in set(node.inputs) if value is not None)
-        values: dict[ir.Value, Tensor | None] = {value: feeds[str(value.name)] for value in graph.inputs}
+        values: dict[ir.Value, Tensor | None] = {value: feeds[str(value.name)] for value in fed(graph)}
         for node in graph:
             inputs = padded(node)
             given = tuple(self.given(node, number, values) for number in range(len(inputs)))
@@ -107,7 +107,7 @@ class Binder:
         value = padded(node)[number]
         if value is None:
             return None
-        if value.const_value is not None and not value.is_graph_input():
+        if value.const_value is not None:
             return self.constants.tensor(value.const_value, host=number in operator_of(node).host)
         return values[value]
 
@@ -173,9 +173,14 @@ def _is_read(value: ir.Value | None, kept: Sequence[ir.Value] | set[ir.Value]) -
     return value is not None and bool(value.name) and (bool(value.uses()) or value in kept)
 
 
+def fed(graph: ir.Graph) -> tuple[ir.Value, ...]:
+    """Return the inputs that a caller gives: those that are not also weights (IR version below 4)."""
+    return tuple(value for value in graph.inputs if not is_constant(value))
+
+
 def is_constant(value: ir.Value | None) -> bool:
     """Whether a value is the same for every image."""
-    return value is not None and value.const_value is not None and not value.is_graph_input()
+    return value is not None and value.const_value is not None
 
 
 def _plain_value(value: Any) -> Any:

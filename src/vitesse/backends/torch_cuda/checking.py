@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from vitesse.backends.torch_cuda.binding import Binder, Call
+from vitesse.backends.torch_cuda.binding import Binder, Call, fed
 from vitesse.backends.torch_cuda.comparing import disagreement, relative_error
 from vitesse.backends.torch_cuda.execute import Plain
 from vitesse.backends.torch_cuda.operators.constants import torch_dtype
@@ -28,7 +28,7 @@ def example_feeds(static: ir.Model, device: torch.device) -> dict[str, Tensor]:
     """Return inputs for a static graph: normal noise, as normalised images are; ones where it takes no floats."""
     generator = torch.Generator().manual_seed(_SEED)
     made: dict[str, Tensor] = {}
-    for value in static.graph.inputs:
+    for value in fed(static.graph):
         assert value.shape is not None
         shape = tuple(int(length) for length in value.shape.numpy())
         dtype = torch_dtype(value.dtype, str(value.name))
@@ -74,7 +74,7 @@ def check_plan(
 
 def _first_wrong(calls: Sequence[Call], fused: ir.Graph, binder: Binder, feeds: Mapping[str, Tensor]) -> str:
     """Run step by step, each tactic beside the plain function on the same tensors."""
-    values: dict[ir.Value, Tensor | None] = {value: feeds[str(value.name)] for value in fused.inputs}
+    values: dict[ir.Value, Tensor | None] = {value: feeds[str(value.name)] for value in fed(fused)}
     for call, node in zip(calls, fused, strict=True):
         given = tuple(binder.given(node, number, values) for number in range(len(call.inputs)))
         made = call.run(*given)

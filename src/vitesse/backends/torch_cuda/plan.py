@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from vitesse.backends.torch_cuda.binding import Binder, Call, Row, is_constant
+from vitesse.backends.torch_cuda.binding import Binder, Call, Row, fed, is_constant
 from vitesse.backends.torch_cuda.candidates import Kernels, Run, kernels
 from vitesse.backends.torch_cuda.checking import check_plan, example_feeds
 from vitesse.backends.torch_cuda.device import products
@@ -137,7 +137,7 @@ class Plan:
                 return _NONE
             return fixed(value, host) if is_constant(value) else slot(value)
 
-        self._inputs = {str(value.name): slot(value) for value in graph.inputs}
+        self._inputs = {str(value.name): slot(value) for value in fed(graph)}
         self._calls = tuple(
             _Bound(
                 call.run,
