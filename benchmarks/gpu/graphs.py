@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from vitesse.precision.calibrated import calibrate_graph
 from vitesse.precision.half_casts import HalfGraph
 from vitesse.precision.half_quantised import to_half_quantised
 from vitesse.precision.quantize import quantize
+from vitesse.precision.ranges import Ranges
 from vitesse.recipe import HalfOptions, Int8Options
 from vitesse.sources.onnx_file import load_onnx
 from vitesse.sources.source import ExportOptions
@@ -29,6 +32,9 @@ from .repeat import repeated
 
 PRECISIONS = ("fp32", "fp16", "fp8")
 CALIBRATION_IMAGES = 4
+# What later copies of a block make is larger than what the calibrated first one does: more so, the deeper. E4M3 is a
+# floating point format, which loses no digits by a range that is wider than needed.
+HEADROOM = 8.0
 
 
 def make(name: str, precisions: Sequence[str], folder: Path) -> float:
@@ -65,8 +71,14 @@ def _in(precision: str, model: Model, fused: Artifact, store: Store) -> onnx.Mod
     options = Int8Options(activations="int8", bias_correction=False)
     found = calibrate_graph(fused, store, feeds, options, symmetric=True)
     names = [layer.name for layer in found.layers]
-    made = quantize(found.artifact, store, names, found.ranges, options, number="fp8", stage="fp8")
+    ranges = _widened(found.ranges) if model.blocks else found.ranges
+    made = quantize(found.artifact, store, names, ranges, options, number="fp8", stage="fp8")
     return load_onnx(to_half_quantised(made, store, (), HalfOptions(), stage="fp8+fp16").artifact.path)
+
+
+def _widened(ranges: Ranges) -> Ranges:
+    wide = {name: (HEADROOM * low, HEADROOM * high) for name, (low, high) in ranges.by_tensor.items()}
+    return replace(ranges, by_tensor=wide)
 
 
 def path_of(folder: Path, name: str, precision: str) -> Path:
@@ -75,8 +87,6 @@ def path_of(folder: Path, name: str, precision: str) -> Path:
 
 def artifact(folder: Path, name: str, precision: str) -> Artifact:
     """The artifact of a graph that `make` wrote."""
-    import json
-
     path = path_of(folder, name, precision)
     spec = spec_from_mapping(json.loads((folder / f"{name}.spec.json").read_text()))
     return Artifact(path, sha256_of(path), path.stat().st_size, spec, Provenance(precision))
