@@ -42,10 +42,10 @@ class Geometry:
         """Read it from a Conv step: x [B, C, H, W], weight [O, C / group, KH, KW], attributes with defaults."""
         x, weight = _given(tensors[0]), _given(tensors[1])
         batch, channels, height, width = x.shape
-        strides = _pair(attributes.get("strides", (1, 1)))
-        dilations = _pair(attributes.get("dilations", (1, 1)))
+        strides = pair(attributes.get("strides", (1, 1)))
+        dilations = pair(attributes.get("dilations", (1, 1)))
         top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
-        kernel = _pair(weight.shape[2:])
+        kernel = pair(weight.shape[2:])
         return cls(
             batch=batch,
             channels=channels,
@@ -108,6 +108,7 @@ def _given(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def _pair(values: Sequence[int]) -> tuple[int, int]:
+def pair(values: Sequence[int]) -> tuple[int, int]:
+    """Return what stands for height and for width."""
     first, second = values
     return int(first), int(second)
