@@ -17,7 +17,7 @@ def test_an_unknown_backend_lists_the_known_ones() -> None:
     with pytest.raises(UsageError) as caught:
         backend("tensorflow")
     assert caught.value.what == "unknown backend 'tensorflow'"
-    assert caught.value.expected == "one of: onnxruntime, openvino, cuda, tensorrt, tensorrt-rtx"
+    assert caught.value.expected == "one of: onnxruntime, openvino, cuda, tensorrt, tensorrt-rtx, torch-cuda"
 
 
 def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_an_unknown_target_lists_the_known_ones() -> None:
     with pytest.raises(UsageError) as caught:
         targets("gpu")
     assert caught.value.what == "unknown target 'gpu'"
-    assert caught.value.expected == "one of: cpu, onnxruntime, openvino, cuda, tensorrt, tensorrt-rtx"
+    assert caught.value.expected == "one of: cpu, onnxruntime, openvino, cuda, tensorrt, tensorrt-rtx, torch-cuda"
 
 
 def test_every_target_names_backends_of_the_table() -> None:

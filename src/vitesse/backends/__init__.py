@@ -49,6 +49,12 @@ TABLE: Mapping[str, Entry] = {
         "tensorrt_rtx",
         "pip install 'vitesse[tensorrt-rtx]'",
     ),
+    "torch-cuda": Entry(
+        "vitesse.backends.torch_cuda.backend",
+        "TorchCudaBackend",
+        "torch",
+        "pip install 'vitesse[torch-cuda]'",
+    ),
 }
 
 # Runtimes with an INT8 of their own: a function `quantize(artifact, store, feeds, *, ignored, images) -> Built`.
@@ -66,17 +72,21 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "cuda": ("cuda",),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),
+    "torch-cuda": ("torch-cuda",),
 }
 
 # Targets that need a GPU; they multiply 16 bits fastest, and their engines are made from any portable graph of a run.
-GPUS = ("cuda", "tensorrt", "tensorrt-rtx")
+GPUS = ("cuda", "tensorrt", "tensorrt-rtx", "torch-cuda")
 
 
 def home_of(target: str) -> str:
     """Return the runtime that a run for `target` measures portable ONNX files and the original with.
 
-    On a GPU that is ONNX Runtime's CUDA provider: what an engine gains is gained over the original on the same GPU.
+    On a GPU that is ONNX Runtime's CUDA provider: what an engine gains is gained over the original on the same GPU. For
+    `torch-cuda` it is PyTorch itself, operator by operator, because the other may not be installed.
     """
+    if target == "torch-cuda":
+        return target
     return "cuda" if target in GPUS else "onnxruntime"
 
 

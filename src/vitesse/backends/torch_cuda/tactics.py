@@ -95,10 +95,14 @@ class Choice:
 
 @dataclass
 class TacticCache:
-    """Signature → choice, and the machine it was measured on; `to_json` gives what stands in the artifact."""
+    """Signature → choice, and the machine it was measured on; `to_json` gives what stands in the artifact.
+
+    Where `trusted` is off, because the machine is another one, its tactics are guesses that have to be checked.
+    """
 
     made_on: Mapping[str, str] = field(default_factory=dict)
     choices: dict[str, Choice] = field(default_factory=dict)
+    trusted: bool = True
 
     def nearest(self, problem: Problem) -> Tactic | None:
         """Return the tactic of the same step at the nearest size: near is the sum of |log(size / size)|."""
@@ -153,7 +157,7 @@ def choose(
     Args:
         seconds: for the final rounds of measuring one signature.
     """
-    known = cache.choices.get(problem.signature)
+    known = cache.choices.get(problem.signature) if cache.trusted else None
     if known is not None:
         prepared = _prepared(problem, known.tactic, kernels)
         if prepared is not None:
