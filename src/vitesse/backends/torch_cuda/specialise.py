@@ -6,7 +6,7 @@ are computed by the same operators on the CPU, in the graph's own types.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -15,7 +15,7 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 
-from vitesse.backends.torch_cuda.operators import described, operator_of
+from vitesse.backends.torch_cuda.operators import Operator, described, operator_of
 from vitesse.backends.torch_cuda.operators.constants import onnx_dtype, to_ir, to_torch, torch_dtype
 from vitesse.backends.torch_cuda.steps import E4M3
 from vitesse.errors import DataError, ModelError
@@ -63,31 +63,18 @@ class _Values:
         """Find out what the node puts out."""
         operator = operator_of(node)
         values = [None if value is None or value.name == "" else value for value in node.inputs]
-        numbers = [None if value is None else self.numbers(value) for value in values]
-        unknown = {at for at, value in enumerate(values) if value is not None and numbers[at] is None}
-        if operator.by_shape or not unknown:
+        unknown = {at for at, value in enumerate(values) if value is not None and self.numbers(value) is None}
+        given = [None if value is None else self.of(value) for value in values]
+        constant = operator.by_shape or not unknown
+        if not constant:
+            self._refuse_unknown_sizes(node, operator, unknown)
             given = [
-                self.shaped[value] if at in unknown and value else numbers[at]
-                for at, value in enumerate(values)
+                one if one is None or at in operator.host else one.to("meta") for at, one in enumerate(given)
             ]
-            self._keep(node, operator(node, given), self.known)
-            return
-        if operator.by_value or unknown & operator.host:
-            culprit = values[min(unknown & operator.host, default=0)]
-            raise ModelError(
-                f"{described(node)}: the shape of its result depends on the values of {culprit.name if culprit else ''!r}",
-                expected="shapes that follow from the shapes of the inputs",
-                cause="an operator such as NonZero, or a size that the network computes from the image",
-                fix="export the model without it, or build for another target, such as cuda",
-            )
-        given = [
-            one if at in operator.host or one is None else one.to("meta")
-            for at, one in enumerate(
-                self.shaped[value] if at in unknown and value else numbers[at]
-                for at, value in enumerate(values)
-            )
-        ]
-        self._keep(node, operator(node, given), self.shaped)
+        where = self.known if constant else self.shaped
+        for value, tensor in zip(node.outputs, operator(node, given), strict=False):
+            if tensor is not None:
+                where[value] = tensor
 
     def numbers(self, value: ir.Value) -> Tensor | None:
         """Return the numbers of a constant or of what was computed; None for what depends on an input."""
@@ -99,10 +86,16 @@ class _Values:
         """Return a tensor of the value's shape and type."""
         return self.known[value] if value in self.known else self.shaped[value]
 
-    def _keep(self, node: ir.Node, tensors: Sequence[Tensor | None], where: dict[ir.Value, Tensor]) -> None:
-        for value, tensor in zip(node.outputs, tensors, strict=False):
-            if tensor is not None:
-                where[value] = tensor
+    def _refuse_unknown_sizes(self, node: ir.Node, operator: Operator, unknown: set[int]) -> None:
+        deciding = sorted(unknown & (operator.host | ({0} if operator.by_value else set())))
+        if deciding:
+            value = node.inputs[deciding[0]]
+            raise ModelError(
+                f"{described(node)}: its result depends in shape on the values of {value and value.name!r}",
+                expected="shapes that follow from the shapes of the inputs",
+                cause="an operator such as NonZero, or a size that the network computes from the image",
+                fix="export the model without it, or build for another target, such as cuda",
+            )
 
 
 class _Emission:

@@ -1,8 +1,8 @@
 """Every operator of a fused graph in plain torch: the reference of the plan and what runs where no kernel is better.
 
 `OPERATORS[domain, op_type](node, tensors)` computes a node's outputs; `operator_of(node)` finds the row, or says what
-is missing. One file per kind: arithmetic, matrices, convolutions, sampling, shapes, indexing, reductions, normalisation,
-quantisation. The fused steps of the domain `vitesse.cuda` stand in the same table.
+is missing. One file per kind: arithmetic, matrices, convolutions, sampling, shapes, indexing, reductions,
+normalisation, quantisation. The fused steps of the domain `vitesse.cuda` stand in the same table.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from vitesse.backends.torch_cuda.operators import (  # noqa: F401  (each enters 
 from vitesse.backends.torch_cuda.operators.operator import REGISTRY, Operator, described, domain_of
 from vitesse.backends.torch_cuda.steps import DOMAIN, STEPS
 from vitesse.errors import ModelError
+
+__all__ = ["OPERATORS", "Operator", "described", "operator_of"]
 
 OPERATORS: Mapping[tuple[str, str], Operator] = MappingProxyType(
     {**REGISTRY, **{(DOMAIN, name): Operator(DOMAIN, name, step) for name, step in STEPS.items()}}

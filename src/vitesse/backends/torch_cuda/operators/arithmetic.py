@@ -67,15 +67,24 @@ _OF_ANY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _of_one(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Made]:
-    return lambda x: function(x)
+    def compute(x: Tensor) -> Tensor:
+        return function(x)
+
+    return compute
 
 
 def _of_two(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Made]:
-    return lambda a, b: function(a, b)
+    def compute(a: Tensor, b: Tensor) -> Tensor:
+        return function(a, b)
+
+    return compute
 
 
 def _of_any(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Made]:
-    return lambda *tensors: reduce(function, tensors)
+    def compute(*tensors: Tensor) -> Tensor:
+        return reduce(function, tensors)
+
+    return compute
 
 
 # torch's own functions have no signature that can be read, so that each gets one.

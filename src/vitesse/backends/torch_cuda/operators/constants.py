@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitesse.errors import ModelError
@@ -28,7 +30,7 @@ DTYPES: Mapping[ir.DataType, torch.dtype] = {
     ir.DataType.BOOL: torch.bool,
 }
 # Types that numpy lacks: the integers that carry their bits, in torch and in numpy, and their name in ml_dtypes.
-_CARRIED = {
+_CARRIED: Mapping[torch.dtype, tuple[torch.dtype, Any, Any]] = {
     torch.bfloat16: (torch.int16, np.int16, ml_dtypes.bfloat16),
     torch.float8_e4m3fn: (torch.uint8, np.uint8, ml_dtypes.float8_e4m3fn),
 }
@@ -42,13 +44,13 @@ def to_torch(tensor: ir.TensorProtocol) -> Tensor:
         ModelError: its type has no counterpart in torch (strings, four bits).
     """
     dtype = torch_dtype(tensor.dtype, tensor.name or "")
-    array = np.array(tensor.numpy(), order="C")  # a copy: what lies in a file is read-only
+    array: NDArray[Any] = np.array(tensor.numpy(), order="C")  # a copy: what lies in a file is read-only
     if dtype in _CARRIED:
         return torch.from_numpy(array.view(_CARRIED[dtype][1])).view(dtype)
     return torch.from_numpy(array)
 
 
-def to_ir(tensor: Tensor, name: str) -> ir.Tensor:
+def to_ir(tensor: Tensor, name: str) -> ir.TensorProtocol:
     """Copy a torch tensor into a tensor of a graph; raises ModelError where ONNX lacks its type."""
     if tensor.dtype not in _NAMES:
         raise ModelError(f"{name!r} has the type {tensor.dtype}", expected=", ".join(map(str, _NAMES)))

@@ -110,7 +110,7 @@ def trilu(x: Tensor, k: Tensor | None = None, *, upper: int = 1) -> Tensor:
 
 @operator("OneHot", host={1})
 def one_hot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -> Tensor:
-    """Return values[1] where the new axis equals the index, values[0] elsewhere; negative indices count from the end."""
+    """Return values[1] where the new axis equals the index, else values[0]; negative indices count from the end."""
     count = int(depth.reshape(-1)[0].item())
     at = axis + indices.ndim + 1 if axis < 0 else axis
     shape = [1] * (indices.ndim + 1)

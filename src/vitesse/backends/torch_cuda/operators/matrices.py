@@ -90,4 +90,5 @@ def _by_heads(x: Tensor, heads: int) -> Tensor:
         raise Unsupported(
             "no attribute q_num_heads or kv_num_heads with three axes", "both number of heads given"
         )
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, length, width = x.shape
+    return x.reshape(batch, length, heads, width // heads).transpose(1, 2)

@@ -104,7 +104,8 @@ def group_norm(
 @operator("LpNormalization")
 def lp_norm(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     """Divide by the sum of absolute values (p = 1) or the root of the sum of squares (p = 2) along an axis."""
-    return x / torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return x / length
 
 
 def _over_groups(x: Tensor, groups: int, epsilon: float, scale: Tensor, bias: Tensor) -> Tensor:

@@ -25,14 +25,14 @@ def _product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 _REDUCTIONS: dict[str, _Reduction] = {
     "ReduceSum": _sum,
-    "ReduceMean": lambda x, axes, keep: torch.mean(x, axes, keep),
-    "ReduceMax": lambda x, axes, keep: torch.amax(x, axes, keep),
-    "ReduceMin": lambda x, axes, keep: torch.amin(x, axes, keep),
+    "ReduceMean": torch.mean,
+    "ReduceMax": torch.amax,
+    "ReduceMin": torch.amin,
     "ReduceProd": _product,
     "ReduceL1": lambda x, axes, keep: _sum(x.abs(), axes, keep),
     "ReduceL2": lambda x, axes, keep: _sum(x.float().square(), axes, keep).sqrt().to(x.dtype),
     "ReduceSumSquare": lambda x, axes, keep: _sum(x.square(), axes, keep),
-    "ReduceLogSumExp": lambda x, axes, keep: torch.logsumexp(x, axes, keep),
+    "ReduceLogSumExp": torch.logsumexp,
 }
 
 
@@ -47,8 +47,8 @@ def _entered(reduce: _Reduction) -> Callable[..., Made]:
     ) -> Tensor:
         """Reduce over the axes of the input `over` or of the attribute, else over all of them."""
         wanted = tuple(integers(over) or axes or ())
-        if not wanted and noop_with_empty_axes:
-            return x
+        if not wanted and noop_with_empty_axes:  # what a norm does to each element remains
+            return reduce(x.unsqueeze(-1), (x.ndim,), False)
         return reduce(x, wanted or tuple(range(x.ndim)), bool(keepdims))
 
     return compute

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,6 +17,13 @@ _INTERPOLATIONS = {
     ("linear", 3): "trilinear",
     ("cubic", 2): "bicubic",
 }
+_ROUNDINGS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "round_prefer_floor": lambda at: torch.ceil(at - 0.5),
+    "round_prefer_ceil": lambda at: torch.floor(at + 0.5),
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+}
+_interpolate: Callable[..., Tensor] = F.interpolate  # has no types of its own
 _TORCH_CUBIC = -0.75
 _GRID_MODES = {
     "bilinear": "bilinear",
@@ -51,17 +60,20 @@ def resize(
     if mode == "nearest":
         for axis, size in enumerate(wanted):
             if (size, factors[axis]) != (x.shape[axis], 1.0):
+                new = torch.arange(size, dtype=torch.float32, device=x.device)
                 places = _nearest(
-                    x.shape[axis], size, factors[axis], coordinate_transformation_mode, nearest_mode
+                    new, x.shape[axis], factors[axis], coordinate_transformation_mode, nearest_mode
                 )
-                x = x.index_select(axis, places.to(x.device))
+                x = x.index_select(axis, places)
         return x
     if mode == "cubic" and (cubic_coeff_a != _TORCH_CUBIC or exclude_outside):
         raise Unsupported(
             f"cubic_coeff_a={cubic_coeff_a}, exclude_outside={exclude_outside}",
             "cubic_coeff_a=-0.75, exclude_outside=0",
         )
-    return _interpolated(x, factors, wanted, mode, coordinate_transformation_mode, by_scale=sizes is None)
+    return _interpolated(
+        x, factors, wanted, mode, coordinate_transformation_mode, by_scale=sizes is None or not sizes.numel()
+    )
 
 
 @operator("GridSample", since=16)
@@ -84,38 +96,30 @@ def _targets(
         for axis, size in zip(along, integers(sizes) or (), strict=True):
             wanted[axis], factors[axis] = size, size / x.shape[axis]
     elif scales is not None and scales.numel():
-        for axis, factor in zip(along, scales.tolist(), strict=True):
-            wanted[axis], factors[axis] = int(x.shape[axis] * factor), factor
+        for axis, factor in zip(along, scales, strict=True):  # float32, as runtimes round
+            wanted[axis], factors[axis] = int(x.shape[axis] * factor), float(factor)
     else:
         raise Unsupported("neither scales nor sizes", "one of them")
     return factors, wanted
 
 
-def _nearest(length: int, size: int, factor: float, coordinates: str, rounding: str) -> Tensor:
-    """Which element of an axis each of the `size` new ones takes."""
-    new = torch.arange(size, dtype=torch.float64)
+def _nearest(new: Tensor, length: int, factor: float, coordinates: str, rounding: str) -> Tensor:
+    """Which of the `length` elements of an axis each of the new ones, counted from 0, takes."""
+    size = len(new)
     if coordinates == "asymmetric":
         old = new / factor
     elif coordinates == "align_corners":
         old = new * (length - 1) / max(size - 1, 1)
     elif coordinates in ("half_pixel", "pytorch_half_pixel"):
-        old = (new + 0.5) / factor - 0.5 if size > 1 or coordinates == "half_pixel" else torch.zeros(1)
+        old = (new + 0.5) / factor - 0.5 if size > 1 or coordinates == "half_pixel" else torch.zeros_like(new)
     else:
         raise Unsupported(
             f"coordinate_transformation_mode={coordinates!r}",
             "asymmetric, align_corners, half_pixel and pytorch_half_pixel with mode='nearest'",
         )
-    rounded = {
-        "floor": torch.floor,
-        "ceil": torch.ceil,
-        "round_prefer_floor": lambda at: torch.ceil(at - 0.5),
-        "round_prefer_ceil": lambda at: torch.floor(at + 0.5),
-    }.get(rounding)
-    if rounded is None:
-        raise Unsupported(
-            f"nearest_mode={rounding!r}", "floor, ceil, round_prefer_floor and round_prefer_ceil"
-        )
-    return rounded(old).clamp(0, length - 1).to(torch.int64)
+    if rounding not in _ROUNDINGS:
+        raise Unsupported(f"nearest_mode={rounding!r}", ", ".join(_ROUNDINGS))
+    return _ROUNDINGS[rounding](old).clamp(0, length - 1).to(torch.int64)
 
 
 def _interpolated(
@@ -135,8 +139,9 @@ def _interpolated(
             f"half_pixel and align_corners with mode={mode!r}",
         )
     how = _INTERPOLATIONS[mode, spatial]
-    if by_scale:
-        return F.interpolate(
+    # torch rounds the sizes in float64; where that gives others, a scale is the ratio of the sizes but for rounding.
+    if by_scale and wanted == [int(size * factor) for size, factor in zip(x.shape, factors, strict=True)]:
+        return _interpolate(
             x, scale_factor=factors[2:], mode=how, align_corners=corners, recompute_scale_factor=False
         )
-    return F.interpolate(x, wanted[2:], mode=how, align_corners=corners)
+    return _interpolate(x, wanted[2:], mode=how, align_corners=corners)

@@ -106,24 +106,23 @@ def slice_(
     along = integers(axes) or list(range(len(first)))
     by = integers(steps) or [1] * len(first)
     for axis, start, end, step in zip(along, first, last, by, strict=True):
-        wanted = range(*slice(start, _end(end, x.shape[axis], step), step).indices(x.shape[axis]))
+        wanted = range(*slice(start, end, step).indices(x.shape[axis]))
         if step > 0:
             stop = wanted.start + len(wanted) * step
             x = x.movedim(axis, 0)[wanted.start : min(stop, x.shape[axis]) : step].movedim(0, axis)
         else:
-            x = x.index_select(axis, torch.tensor(list(wanted), dtype=torch.int64, device=x.device))
+            backwards = wanted.start + step * torch.arange(len(wanted), device=x.device)
+            x = x.index_select(axis, backwards)
     return x
-
-
-def _end(end: int, size: int, step: int) -> int | None:
-    """An end before the first element, which Python would count from the back, means up to and with the first."""
-    return None if step < 0 and end < -size else end
 
 
 @operator("Expand", host={1})
 def expand(x: Tensor, sizes: Tensor) -> Tensor:
     """Broadcast x with the sizes; a size of 1 keeps x's own."""
-    return x.expand(torch.broadcast_shapes(x.shape, sizes.tolist()))
+    wanted = sizes.tolist()
+    whole = [1] * (x.ndim - len(wanted)) + wanted
+    kept = [1] * (len(whole) - x.ndim) + list(x.shape)
+    return x.expand([old if new == 1 else new for new, old in zip(whole, kept, strict=True)])
 
 
 @operator("Tile", host={1})
@@ -141,7 +140,7 @@ def pad(
     *,
     mode: str = "constant",
 ) -> Tensor:
-    """Add at both ends of each axis (a negative number cuts): a constant, the mirrored, the outermost or the other end."""
+    """Add at both ends of each axis (a negative number cuts): a constant, or elements of x as `mode` says."""
     sizes, along = pads.tolist(), integers(axes) or list(range(x.ndim))
     before, after = [0] * x.ndim, [0] * x.ndim
     for at, axis in enumerate(along):
@@ -151,8 +150,8 @@ def pad(
         return F.pad(x, both, value=0 if value is None else value.item())
     for axis, length in enumerate(x.shape):
         if before[axis] or after[axis]:
-            places = torch.arange(-before[axis], length + after[axis])
-            x = x.index_select(axis, _inside(places, length, mode).to(x.device))
+            places = torch.arange(-before[axis], length + after[axis], device=x.device)
+            x = x.index_select(axis, _inside(places, length, mode))
     return x
 
 
