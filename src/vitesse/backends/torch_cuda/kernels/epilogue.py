@@ -1,3 +1,4 @@
+# mypy: allow-untyped-decorators, allow-untyped-calls
 """What follows the sum of a matrix product, as device code: scale, bias, activation, residual, rounding.
 
 Shared by every Triton kernel that ends in the epilogue of `steps.linear`. All of it is in float32.
@@ -5,16 +6,12 @@ Shared by every Triton kernel that ends in the epilogue of `steps.linear`. All o
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 # The interpreter runs kernels on the CPU; it knows no PTX.
 INTERPRETED: bool = triton.knobs.runtime.interpret
-
-_jit: Any = triton.jit
 
 LARGEST_E4M3 = tl.constexpr(448.0)
 
@@ -24,7 +21,7 @@ def approximate(out_dtype: torch.dtype) -> bool:
     return out_dtype == torch.float8_e4m3fn and not INTERPRETED
 
 
-@_jit
+@triton.jit
 def activated(x: tl.tensor, ACTIVATION: tl.constexpr, APPROXIMATE: tl.constexpr) -> tl.tensor:
     """Return the activation of x, float32; a key of steps.ACTIVATIONS. NaN stays NaN.
 
@@ -47,7 +44,7 @@ def activated(x: tl.tensor, ACTIVATION: tl.constexpr, APPROXIMATE: tl.constexpr)
     return x
 
 
-@_jit
+@triton.jit
 def rounded(y: tl.tensor, inverse_scale: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
     """Return y in the output's dtype; for E4M3 divided by the scale and saturated at ±448. NaN stays NaN."""
     if dtype == tl.float8e4nv:
@@ -55,25 +52,25 @@ def rounded(y: tl.tensor, inverse_scale: tl.tensor, dtype: tl.constexpr) -> tl.t
     return y.to(dtype)
 
 
-@_jit
+@triton.jit
 def _sigmoid(x: tl.tensor) -> tl.tensor:
     return 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * x))
 
 
-@_jit
+@triton.jit
 def _half_tanh(x: tl.tensor) -> tl.tensor:
     """sigmoid(x) = 0.5 + 0.5 · tanh(x / 2), by the one instruction of the hardware."""
     return 0.5 + 0.5 * _tanh(0.5 * x)
 
 
-@_jit
+@triton.jit
 def _tanh(x: tl.tensor) -> tl.tensor:
     return tl.inline_asm_elementwise(
         "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
     )
 
 
-@_jit
+@triton.jit
 def _gelu(x: tl.tensor) -> tl.tensor:
     """x · Φ(x) as max(x, 0) − |x| · Φ(−|x|), which cancels nowhere.
 
@@ -90,7 +87,7 @@ def _gelu(x: tl.tensor) -> tl.tensor:
     return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - a * tail
 
 
-@_jit
+@triton.jit
 def _gelu_by_tanh(x: tl.tensor) -> tl.tensor:
     """x · Φ(x), 2 · Φ(x) − 1 = tanh(x · (a + b·x² + c·x⁴)): fitted on |x| ≤ 5, absolute error of the result 2.6e-5."""
     square = tl.minimum(x * x, 25.0)

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-decorators, allow-untyped-calls
 """Matrix products with an epilogue, as device code: one tile for each program, a share of K, or a walk over the tiles.
 
 x [M, K] times a weight that is stored as [N, K] (wgmma takes E4M3 only so, and 16 bits as well so), summed in float32.
@@ -6,18 +7,14 @@ Operands come through tensor descriptors (TMA: no address arithmetic, zeros outs
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from vitesse.backends.torch_cuda.kernels.epilogue import activated, rounded
 
-_jit: Any = triton.jit
 
-
-@_jit
+@triton.jit
 def gemm(
     x: tl.tensor,
     weight: tl.tensor,
@@ -96,7 +93,7 @@ def gemm(
         )  # fmt: skip
 
 
-@_jit
+@triton.jit
 def persistent_gemm(
     x: tl.tensor,
     weight: tl.tensor,
@@ -160,7 +157,7 @@ def persistent_gemm(
         )  # fmt: skip
 
 
-@_jit
+@triton.jit
 def _place(
     tile: tl.tensor,
     M: tl.tensor,
@@ -177,7 +174,7 @@ def _place(
     return (group * GROUP + within % height) * BLOCK_M, within // height * BLOCK_N
 
 
-@_jit
+@triton.jit
 def _operands(
     x: tl.tensor,
     weight: tl.tensor,
@@ -214,7 +211,7 @@ def _operands(
     return a, b
 
 
-@_jit
+@triton.jit
 def _vectors(scale: tl.tensor, bias: tl.tensor, columns: tl.tensor, N: tl.tensor) -> tl.tensor:
     """The tile's scale and bias; a None stays one (its place is taken by a number that nobody reads)."""
     factor = 1.0 if scale is None else tl.load(scale + columns, columns < N, 0.0)
@@ -222,7 +219,7 @@ def _vectors(scale: tl.tensor, bias: tl.tensor, columns: tl.tensor, N: tl.tensor
     return factor, offset
 
 
-@_jit
+@triton.jit
 def _finish(
     total: tl.tensor,
     m: tl.tensor,
