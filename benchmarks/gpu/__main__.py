@@ -153,7 +153,7 @@ def peers_of(text: str) -> list[str]:
 def accuracy(given: argparse.Namespace, record: Record) -> None:
     from .accuracy import EXAMPLES, measure
 
-    images = given.images or EXAMPLES / "vit/val"
+    images = given.images or EXAMPLES / "vit"
     found = measure(images, given.folder, given.target)
     print(found, flush=True)
     record.add("accuracy", found)

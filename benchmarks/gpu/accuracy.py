@@ -29,14 +29,14 @@ def measure(images: Path, folder: Path, target: str) -> dict[str, Any]:
     """Top-1 in each precision on a target, and of FP32 on ONNX Runtime's CPU provider as the reference.
 
     Args:
-        images: a folder with a folder for each class.
+        images: a data set with labels: a folder of folders, one for each class, or one with such a `val`.
     """
     store = Store(folder / "store")
     made = artifacts(store)
     split = open_dataset(images, spec=made["fp32"].spec).val
 
     def top1(artifact: Artifact, runtime: str) -> float:
-        built = backend(runtime).build(artifact, store).artifact
+        built = artifact if runtime == artifact.backend else backend(runtime).build(artifact, store).artifact
         with backend(runtime).load(built) as engine, engine.session() as session:
 
             def predict(feeds: Tensors) -> Mapping[str, np.ndarray]:

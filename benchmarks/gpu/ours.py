@@ -57,16 +57,29 @@ def label_of(precision: str) -> str:
 
 @contextmanager
 def opened(artifact: Artifact, images: Tensor) -> Iterator[Candidate]:
+    """The artifact on images that lie where its CUDA graph reads them, as those of the peers do."""
+    shapes = {INPUT: tuple(images.shape)}
     with backend(TARGET).load(artifact) as engine, engine.session() as session:
         runner: Any = session
+        feeds = runner.inputs_for(shapes)
+        feeds[INPUT].copy_(images)
         names = [one.name for one in engine.outputs]
 
         def run() -> tuple[Tensor, ...]:
-            made = runner.run_on_device({INPUT: images})
+            made = runner.run_on_device(feeds)
             return tuple(made[name] for name in names)
 
         run()
-        yield Candidate(run, torch.cuda.current_stream() if images.is_cuda else None, {"session": session})
+        # Its own stream waits for the current one, and the current one for it.
+        stream = torch.cuda.current_stream() if images.is_cuda else None
+        yield Candidate(run, stream, {"graphs": runner.graphs, "notes": list(getattr(engine, "notes", ()))})
+
+
+def steps(artifact: Artifact, images: Tensor) -> list[dict[str, Any]]:
+    """What the plan for these images says of its nodes: step, tactic, and what the tactic took when it was chosen."""
+    with backend(TARGET).load(artifact) as engine:
+        planned: Any = engine
+        return [asdict(row) for row in planned.plan({INPUT: tuple(images.shape)}).describe()]
 
 
 def load_times(artifact: Artifact, images: Tensor) -> dict[str, Any]:

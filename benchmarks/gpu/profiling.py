@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ def profiled(artifact: Artifact, row: Row, device: str) -> dict[str, Any]:
     """Kernels and steps of a built artifact at a row's shape."""
     images = torch.randn(row.batch, 3, *MODELS[row.model].size, device=device)
     with ours.opened(artifact, images) as candidate:
-        return {"kernels": kernels(candidate), "steps": steps(candidate.about.get("session"))}
+        found = kernels(candidate)
+    return {"kernels": found, "steps": ours.steps(artifact, images)}
 
 
 def kernels(candidate: Candidate) -> list[dict[str, Any]]:
@@ -61,10 +61,3 @@ def summed(spans: Mapping[str, list[float]]) -> list[dict[str, Any]]:
         for name, some in spans.items()
     ]
     return sorted(lines, key=lambda line: -line["us"])
-
-
-def steps(session: Any) -> list[dict[str, Any]]:
-    """What the session's plan says of its nodes: step, tactic, and what the tactic took when it was chosen."""
-    plan = getattr(session, "plan", None)
-    rows = plan.describe() if plan is not None else []
-    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else dict(row) for row in rows]

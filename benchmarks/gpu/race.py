@@ -118,7 +118,7 @@ class Race:
         if key not in self.built:
             self.built[key] = ours.build(self.folder, *key, self.batches[group.model])
         made = self.built[key]
-        about = {**made.to_json(), "load": ours.load_times(made.artifact, given.images)}
+        about = {"build": made.to_json(), "load": ours.load_times(made.artifact, given.images)}
         return ours.opened(made.artifact, given.images), about
 
     def _opened(self, begin: Any, stack: ExitStack, wanted: list[Tensor]) -> tuple[Candidate, dict[str, Any]]:
@@ -129,6 +129,7 @@ class Race:
         # Entered alone, so that one whose outputs are of no use is closed at once.
         with ExitStack() as own:
             candidate = own.enter_context(manager)
+            about |= candidate.about
             about["open_s"] = round(time.perf_counter() - began, 2)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()

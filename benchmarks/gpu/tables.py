@@ -121,13 +121,11 @@ def time_cell(group: Found, label: str, notes: Notes) -> str:
         return notes.cell("–", group["refused"][label])
     if label not in group["candidates"] or "ms" not in group["candidates"][label]:
         return NOT_RUN
-    shown = milliseconds(group["candidates"][label]["ms"])
-    observed = group["observed"]
-    return (
-        shown
-        if observed["verdict"] == "clean"
-        else notes.cell(shown, f"{observed['verdict']}: {observed['why']}")
-    )
+    one, observed = group["candidates"][label], group["observed"]
+    said = [] if observed["verdict"] == "clean" else [f"{observed['verdict']}: {observed['why']}"]
+    said += one.get("notes", [])
+    shown = milliseconds(one["ms"])
+    return notes.cell(shown, "; ".join(said)) if said else shown
 
 
 def milliseconds(ms: float) -> str:
@@ -241,7 +239,7 @@ def load_table(found: Results) -> str:
         "first call ms",
     )
     for name, batch, label, one in candidates(found):
-        if "build_s" not in one:
+        if "build" not in one:
             continue
         empty, filled = (one["load"][kind] for kind in ("empty", "filled"))
         cells = [seconds(empty), seconds(filled), shown_ms(filled)]
@@ -250,8 +248,8 @@ def load_table(found: Results) -> str:
             line(
                 f"{TITLES.get(name, name)}, batch {batch}",
                 precision,
-                str(one["build_s"]),
-                str(one["artifact_mb"]),
+                str(one["build"]["build_s"]),
+                str(one["build"]["artifact_mb"]),
                 *cells,
             )
         )
