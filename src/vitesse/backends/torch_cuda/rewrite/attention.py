@@ -104,18 +104,17 @@ def _of_scores(softmax: ir.Node) -> Found | None:
     heads = {shape_of(value)[1] for value in (scores.q, scores.k, scores.v)}
     if len(heads) != 1:
         raise LeftAlone(f"{shape_of(scores.q)[1]} heads of queries share {shape_of(scores.k)[1]} of keys")
-    size, value_size = shape_of(scores.q)[-1], shape_of(scores.v)[-1]
     return Found(
-        scores.q,
-        scores.k,
-        scores.v,
-        scores.forms,
-        *heads,
-        size,
-        value_size,
-        scores.scale,
-        scores.mask,
-        scores.nodes,
+        q=scores.q,
+        k=scores.k,
+        v=scores.v,
+        forms=scores.forms,
+        heads=heads.pop(),
+        head_size=shape_of(scores.q)[-1],
+        value_size=shape_of(scores.v)[-1],
+        scale=scores.scale,
+        mask=scores.mask,
+        nodes=scores.nodes,
     )
 
 
@@ -142,8 +141,8 @@ def _put(model: ir.Model, found: Found) -> None:
     inputs = [*(_for_all_images(model, value) for value, _ in parts), mask]
     if found.forms[0] != PACKED:
         # The step writes the heads side by side: what does that behind it goes, or is undone for the readers.
-        last_nodes = packing_behind(last.outputs[0]) or pack_and_unpack(model, last)
-        found = replace(found, nodes=[*found.nodes, *last_nodes])
+        behind = packing_behind(last.outputs[0]) or pack_and_unpack(model, last)
+        found = replace(found, nodes=[*found.nodes, *behind])
     put_step(model, "Attention", inputs, keywords, found.nodes)
 
 

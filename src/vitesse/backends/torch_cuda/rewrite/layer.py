@@ -44,13 +44,15 @@ class Layer:
     def of(cls, node: ir.Node) -> Layer:
         """Read a node of the graph."""
         return cls(
-            needed(node, 0),
-            needed(node, 1),
-            *(given(node, place) for place in (2, 3, 4)),
-            str(attribute(node, "activation", "")),
-            int(attribute(node, "residual_first", 0)),
-            str(attribute(node, "out_dtype", "float16")),
-            float(attribute(node, "out_scale", 0.0)),
+            x=needed(node, 0),
+            weight=needed(node, 1),
+            scale=given(node, 2),
+            bias=given(node, 3),
+            residual=given(node, 4),
+            activation=str(attribute(node, "activation", "")),
+            residual_first=int(attribute(node, "residual_first", 0)),
+            out_dtype=str(attribute(node, "out_dtype", "float16")),
+            out_scale=float(attribute(node, "out_scale", 0.0)),
         )
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -13,8 +15,8 @@ from vitesse.scopes import inherited
 
 # Order of axes: batch, sequence, channels; batch, heads, sequence, size; the same with the last two turned.
 PACKED, HEADS_FIRST, KEYS_TURNED = "bsc", "bhsd", "bhds"
-_TO_HEADS = {HEADS_FIRST: (0, 2, 1, 3), KEYS_TURNED: (0, 2, 3, 1)}
-_FROM_HEADS = {HEADS_FIRST: (0, 2, 1, 3), KEYS_TURNED: (0, 3, 1, 2)}
+_TO_HEADS: Mapping[str, tuple[int, ...]] = {HEADS_FIRST: (0, 2, 1, 3), KEYS_TURNED: (0, 2, 3, 1)}
+_FROM_HEADS: Mapping[str, tuple[int, ...]] = {HEADS_FIRST: (0, 2, 1, 3), KEYS_TURNED: (0, 3, 1, 2)}
 
 _Chain = list[tuple[ir.Node, ir.Value]]
 
@@ -116,7 +118,7 @@ def _side_by_side(model: ir.Model, value: ir.Value, form: str, at: ir.Node) -> i
 def _turned(
     value: ir.Value,
     form: str,
-    orders: dict[str, tuple[int, ...]],
+    orders: Mapping[str, tuple[int, ...]],
     name: str,
     at: ir.Node,
     after: ir.Node | None = None,

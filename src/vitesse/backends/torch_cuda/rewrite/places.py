@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -83,5 +82,5 @@ def _sliced(places: Places, node: ir.Node) -> Places | None:
 
 
 def _part(places: Places, axis: int, part: slice) -> Places:
-    view: Any = places[(slice(None),) * (axis % places.ndim) + (part,)]
+    view: Places = places[(slice(None),) * (axis % places.ndim) + (part,)]
     return view

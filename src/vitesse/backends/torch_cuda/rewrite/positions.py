@@ -98,6 +98,6 @@ def _moved(layer: Layer, total: ir.Value, x: ir.Value, added: Array) -> tuple[La
 
 def _put(model: ir.Model, node: ir.Node, layer: Layer, array: Array) -> None:
     made = initializer(model, f"{node.outputs[0].name}_positions", array)
-    added = {"bias": made} if array.ndim == 1 else {"residual": made}
-    layer = replace(layer, residual_first=1, **added)
+    bias, residual = (made, None) if array.ndim == 1 else (None, made)
+    layer = replace(layer, bias=bias, residual=residual, residual_first=1)
     layer.put(model, [node])

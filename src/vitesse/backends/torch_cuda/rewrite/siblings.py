@@ -56,14 +56,16 @@ def _refusal(node: ir.Node) -> str:
 def _merge(model: ir.Model, group: Sequence[ir.Node]) -> None:
     layers = [Layer.of(node) for node in group]
     first, name = layers[0], f"{group[0].outputs[0].name}_and_siblings"
+    bias, residual = _summands(model, name, layers)
     merged = replace(
         first,
         weight=initializer(
             model, f"{name}_weight", np.concatenate([_array(layer.weight) for layer in layers], 1)
         ),
         scale=_joined_scale(model, name, layers),
+        bias=bias,
+        residual=residual,
         residual_first=0,
-        **_summands(model, name, layers),
     )
     path = common_path([path_of(node.name or "", node.metadata_props) for node in group])
     scopes = {} if path is None else {MODULE_SCOPES: scopes_note(path, name)}
@@ -86,8 +88,8 @@ def _joined_scale(model: ir.Model, name: str, layers: Sequence[Layer]) -> ir.Val
     return initializer(model, f"{name}_scale", np.concatenate(parts))
 
 
-def _summands(model: ir.Model, name: str, layers: Sequence[Layer]) -> dict[str, ir.Value | None]:
-    """One bias; where a layer has a constant residual, one residual that holds the biases, too."""
+def _summands(model: ir.Model, name: str, layers: Sequence[Layer]) -> tuple[ir.Value | None, ir.Value | None]:
+    """(bias, residual) of all; where a layer has a constant residual, one residual holds all biases, too."""
     dtype = dtype_named(layers[0].out_dtype)
     biases = [constant(layer.bias) for layer in layers]
     vectors = [
@@ -98,15 +100,15 @@ def _summands(model: ir.Model, name: str, layers: Sequence[Layer]) -> dict[str, 
     shape = next((array.shape[:-1] for array in residuals if array is not None), None)
     if shape is None:
         if all(bias is None for bias in biases):
-            return {"bias": None, "residual": None}
+            return None, None
         total = np.concatenate(vectors).astype(next(bias.dtype for bias in biases if bias is not None))
-        return {"bias": initializer(model, f"{name}_bias", total), "residual": None}
+        return initializer(model, f"{name}_bias", total), None
     parts = [
         np.broadcast_to(vector, (*shape, vector.size)) + (0.0 if array is None else wide(array))
         for vector, array in zip(vectors, residuals, strict=True)
     ]
     joined = np.concatenate(parts, -1).astype(dtype)
-    return {"bias": None, "residual": initializer(model, f"{name}_residual", joined)}
+    return None, initializer(model, f"{name}_residual", joined)
 
 
 def _redirect(model: ir.Model, node: ir.Node, merged: ir.Value, offset: int, width: int) -> None:
