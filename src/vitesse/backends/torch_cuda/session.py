@@ -79,7 +79,7 @@ class TorchCudaSession(Closing):
     """One stream with its buffers and CUDA graphs. Not thread-safe: one thread at a time."""
 
     def __init__(self, engine: Opener) -> None:
-        self._engine: Opener | None = engine
+        self._engine, self._open = engine, True
         self._device = engine.device
         with TURNS.using():
             self._lane: Lane = lane_on(engine.device)
@@ -185,18 +185,18 @@ class TorchCudaSession(Closing):
 
     def close(self) -> None:
         """Wait for the stream and release buffers and graphs; arrays that `run` returned stay readable."""
-        if self._engine is None:
+        if not self._open:
             return
-        self._engine = None
+        self._open = False
         with TURNS.using():
             self._lane.synchronize()
             self._ready.clear()
             self._feeding = {}
 
     def _opened(self) -> Opener:
-        if self._engine is None:
-            raise BackendError("this session is closed", expected="an open one", fix="engine.session()")
         self._engine.check_open()
+        if not self._open:
+            raise BackendError("this session is closed", expected="an open one", fix="engine.session()")
         return self._engine
 
     def _prepare(self, engine: Opener, sizes: Sizes) -> None:
