@@ -9,8 +9,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from vitesse.backends.torch_cuda.operators import Operator, operator_of
+from vitesse.backends.torch_cuda.operators import operator_of
 from vitesse.backends.torch_cuda.operators.constants import to_torch, torch_dtype
+from vitesse.backends.torch_cuda.operators.operator import Bound
 from vitesse.errors import DataError
 
 _HOST = torch.device("cpu")
@@ -18,9 +19,9 @@ _HOST = torch.device("cpu")
 
 @dataclass(frozen=True)
 class _Call:
-    """One node: its operator, where each input must lie, and what nobody reads behind it."""
+    """One node: what computes it, where each input must lie, and what nobody reads behind it."""
 
-    operator: Operator
+    compute: Bound
     node: ir.Node
     devices: tuple[torch.device, ...]
     dropped: tuple[ir.Value, ...]
@@ -63,7 +64,7 @@ class Plain:
         with torch.no_grad():
             for call in self._calls:
                 found = zip(call.node.inputs, call.devices, strict=True)
-                made = call.operator(call.node, [self._read(held, value, where) for value, where in found])
+                made = call.compute([self._read(held, value, where) for value, where in found])
                 for value, tensor in zip(call.node.outputs, made, strict=False):
                     if value.name and tensor is not None:
                         held[value] = tensor
@@ -131,5 +132,5 @@ def _calls(graph: ir.Model, inputs: Sequence[ir.Value], device: torch.device) ->
         devices = tuple(_HOST if at in operator.host else placed for at in range(len(node.inputs)))
         read = dict.fromkeys((*node.inputs, *node.outputs))
         dropped = tuple(value for value in read if value is not None and last.get(value, -1) <= at)
-        calls.append(_Call(operator, node, devices, dropped))
+        calls.append(_Call(operator.bound(node), node, devices, dropped))
     return tuple(calls)

@@ -22,6 +22,7 @@ from vitesse.backends.torch_cuda.operators.constants import to_torch
 from vitesse.errors import ModelError
 
 Made = Tensor | tuple[Tensor | None, ...]
+Bound = Callable[[Sequence[Tensor | None]], tuple[Tensor | None, ...]]
 _STANDARD = frozenset({"", "ai.onnx"})
 _FILLED_IN = frozenset({"opset", "outputs"})
 # Opset 7 brought broadcasting as it is today.
@@ -58,32 +59,39 @@ class Operator:
     since: int = _OLDEST
 
     def __call__(self, node: ir.Node, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        """Compute the node's outputs, as many as it lists.
+        """Compute the node's outputs, as many as it lists; arguments and errors as in `bound`."""
+        return self.bound(node)(tensors)
 
-        Args:
-            tensors: the node's inputs in order, None where one is missing; those of `host` on the CPU.
+    def bound(self, node: ir.Node) -> Bound:
+        """Read the node's attributes once and return what computes its outputs, as many as it lists.
+
+        The function takes the node's inputs in order, None where one is missing; those of `host` on the CPU.
 
         Raises:
-            ModelError: a form, an attribute or an input that is not supported, or numbers that do not fit together.
+            ModelError: a form, an attribute or an output that is not supported; the function raises it, too, for inputs
+                that do not fit together.
         """
         try:
-            made = self.compute(*tensors, **self._keywords(node))
+            keywords = self._keywords(node)
         except Unsupported as error:
             raise self._refusal(node, error.what, error.supported) from error
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            given = ", ".join("none" if one is None else f"{tuple(one.shape)} {one.dtype}" for one in tensors)
-            raise ModelError(
-                f"{described(node)} cannot be computed on {given}",
-                expected="inputs whose shapes and types fit the operator",
-                cause=" ".join(str(error).split())[:300],
-                fix="check the model with onnx.checker.check_model(model, full_check=True)",
-            ) from error
-        results = made if isinstance(made, tuple) else (made,)
-        if any(value.name for value in node.outputs[len(results) :]):
-            raise self._refusal(node, f"output {len(results) + 1}", f"{len(results)} output(s)")
-        return results[: len(node.outputs)]
+        wanted = [bool(value.name) for value in node.outputs]
+
+        def compute(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+            try:
+                made = self.compute(*tensors, **keywords)
+            except Unsupported as error:
+                raise self._refusal(node, error.what, error.supported) from error
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                raise _does_not_fit(node, tensors, error) from error
+            results = made if isinstance(made, tuple) else (made,)
+            if any(wanted[len(results) :]):
+                raise self._refusal(node, f"output {len(results) + 1}", f"{len(results)} output(s)")
+            return results[: len(wanted)]
+
+        return compute
 
     @cached_property
     def _attributes(self) -> Mapping[str, bool]:
@@ -156,6 +164,16 @@ def described(node: ir.Node) -> str:
     name = node.name or next((value.name for value in node.outputs if value.name), "without a name")
     return (
         f"node {name!r} ({':'.join(filter(None, (domain_of(node), node.op_type)))}, opset {opset_of(node)})"
+    )
+
+
+def _does_not_fit(node: ir.Node, tensors: Sequence[Tensor | None], error: Exception) -> ModelError:
+    given = ", ".join("none" if one is None else f"{tuple(one.shape)} {one.dtype}" for one in tensors)
+    return ModelError(
+        f"{described(node)} cannot be computed on {given}",
+        expected="inputs whose shapes and types fit the operator",
+        cause=" ".join(str(error).split())[:300],
+        fix="check the model with onnx.checker.check_model(model, full_check=True)",
     )
 
 
