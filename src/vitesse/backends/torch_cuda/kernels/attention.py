@@ -22,7 +22,7 @@ MASKS = (torch.bool, *INPUTS)
 WIDEST = 256
 # What one program may take of the 227 KB that it can address on compute capability 9.0, by the estimate of `_shared`.
 SHARED_BYTES = 160 * 1024
-AT_MOST = 12
+AT_MOST, MOST_SPLIT = 12, 4
 
 
 class TritonAttention:
@@ -62,14 +62,18 @@ class TritonAttention:
         sq, sk, wide = q.shape[1], k.shape[1], q.dtype == torch.float32
         around = attributes["heads"] * max(q.shape[0], k.shape[0])
         tma = int(device.capability >= (9, 0) and _blocks_fit(tensors, attributes))
-        found = []
+        whole, split = [], []
         for block_m, block_n, warps, stages in _blocks(sq, sk, wide, around, device.sms):
             if _shared(attributes, block_n, stages, q.dtype.itemsize) <= SHARED_BYTES:
-                for splits in _splits(-(-sq // block_m) * around, sk // block_n, device.sms):
-                    found.append((splits, (block_m, block_n, warps, stages)))
-        # Unsplit ones first: they need no second kernel.
-        found.sort(key=lambda one: one[0] > 1)
-        kept = found[: AT_MOST - 4] + found[AT_MOST - 4 :][-4:]
+                programs = -(-sq // block_m) * around
+                whole.append((1, (block_m, block_n, warps, stages)))
+                for parts in _splits(programs, sk // block_n, device.sms):
+                    distance = abs(programs * parts - 2 * device.sms)
+                    split.append((distance, parts, (block_m, block_n, warps, stages)))
+        # A split needs a second kernel; the best guess keeps every multiprocessor busy with two programs.
+        split.sort(key=lambda one: one[0])
+        few = [one[1:] for one in split[:MOST_SPLIT]]
+        kept = whole[: AT_MOST - len(few)] + few
         names = ("block_m", "block_n", "num_warps", "num_stages")
         return [
             Tactic(self.name, {**dict(zip(names, blocks, strict=True)), "splits": splits, "tma": tma})
@@ -208,7 +212,7 @@ def _shared(attributes: Attributes, block_n: int, stages: int, itemsize: int) ->
 def _blocks(sq: int, sk: int, wide: bool, around: int, sms: int) -> list[tuple[int, int, int, int]]:
     """(block_m, block_n, warps, stages), best guess first."""
     if wide:
-        return [(16, 32, 4, 2), (32, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2)][: 1 if sq <= 16 else 4]
+        return [(16, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2)][: 1 if sq <= 16 else 3]
     few = [(16, 64, 4, 3), (16, 128, 4, 3), (16, 64, 2, 3), (16, 32, 1, 3)]
     if sq <= 16:
         return few
@@ -217,9 +221,13 @@ def _blocks(sq: int, sk: int, wide: bool, around: int, sms: int) -> list[tuple[i
         many += [(128, 64, 8, 3), (128, 128, 8, 2)]
     if 64 < sk <= 256:
         many.insert(1, (64, int(triton.next_power_of_2(sk)), 4, 1))
-    return [*few[:3], (32, 64, 4, 3), *many] if -(-sq // 64) * around < sms else many
+    programs = -(-sq // 64) * around
+    if programs >= 2 * sms:
+        return many
+    small = [*few[:3], (32, 64, 4, 3)]
+    return [*small, *many] if programs < sms else [*many[:3], *small, *many[3:]]
 
 
 def _splits(programs: int, blocks: int, sms: int) -> list[int]:
-    """Into how many parts to split the keys: more than one only where programs leave multiprocessors idle."""
-    return [1] + [parts for parts in (2, 4, 8) if parts <= blocks // 2 and programs * parts <= 2 * sms]
+    """Into how many parts to split the keys, where programs leave multiprocessors idle."""
+    return [parts for parts in (2, 4, 8) if parts <= blocks // 2 and programs * parts <= 4 * sms]

@@ -97,9 +97,9 @@ class TritonNorm:
         x, *_ = _inputs(tensors)
         columns = int(triton.next_power_of_2(x.shape[-1]))
         sizes = [(1, 4), (1, 2), (1, 1), (2, 4), (4, 4), (2, 2), (1, 8), (4, 8), (8, 8)]
-        # Above 64 numbers a thread, registers run out; below 4, most threads idle.
-        fitting = [(rows, warps) for rows, warps in sizes if 4 <= rows * columns // (32 * warps) <= 64]
-        chosen = fitting or [(1, 1 if columns < 128 else 8)]
+        # A thread reads 8 numbers of 16 bits at a time; above 64, registers run out.
+        fitting = [(rows, warps) for rows, warps in sizes if 8 <= rows * columns // (32 * warps) <= 64]
+        chosen = fitting or [(1, 1 if columns < 256 else 8)]
         return [Tactic(self.name, {"rows": rows, "num_warps": warps}) for rows, warps in chosen]
 
     def prepare(self, tensors: Tensors, attributes: Attributes, tactic: Tactic) -> Run:

@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """`triton.patches`: patch embedding straight from the image, with positions and prefix tokens, in one kernel.
 
-The convolution with stride = kernel is a matrix product whose rows are patches. They are gathered while they are loaded:
+The convolution with stride = kernel is a matrix product whose rows are patches, gathered while they are loaded:
 K is ordered (channel, row, column of the patch), and each row of a patch lies side by side in the image. Columns are
 padded to a power of two (14 → 16) with zero weights, so that a block of K is a number of whole rows.
 """

@@ -1,0 +1,63 @@
+"""What the compiler makes of the kernels for an H100, at the sizes of real models: no GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="the PyTorch engine needs torch")
+pytest.importorskip("triton", reason="the kernels are in Triton")
+
+# A program may use 227 KB of shared memory, of which 1 KB is the system's.
+SHARED_BYTES = 226 * 1024
+PROGRAM = Path(__file__).with_name("compiled_for_sm90.py")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, Any]]:
+    """Compile in a process of its own, because here Triton may have been imported as an interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(PROGRAM)],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_nothing_spills_and_everything_fits(compiled: dict[str, dict[str, Any]]) -> None:
+    assert len(compiled) > 12
+    for name, facts in compiled.items():
+        assert facts["stack_bytes"] == facts["local_bytes"] == 0, (name, facts)
+        assert facts["shared_bytes"] <= SHARED_BYTES, (name, facts)
+        assert facts["registers"] <= 255
+
+
+def test_large_products_use_the_tensor_cores_of_a_warpgroup(compiled: dict[str, dict[str, Any]]) -> None:
+    for name, facts in compiled.items():
+        if name.startswith(("attention", "patches")):
+            few_rows = "block_m=16" in name or "block_m=32" in name
+            assert (facts["wgmma"] == 0) == few_rows, (name, facts)
+            assert facts["wgmma"] + facts["mma"] > 0, (name, facts)
+
+
+def test_keys_and_values_come_by_the_tensor_memory_accelerator(compiled: dict[str, dict[str, Any]]) -> None:
+    for name, facts in compiled.items():
+        assert (facts["tma"] > 0) == ("tma=1" in name), (name, facts)
+
+
+def test_rows_of_a_norm_are_read_16_bytes_at_a_time(compiled: dict[str, dict[str, Any]]) -> None:
+    # Where a program takes several rows, the weight is spread over fewer threads and read in smaller pieces.
+    norms = [facts for name, facts in compiled.items() if name.startswith("norm") and "rows=1 " in name]
+    assert norms and all(facts["loads"] == facts["wide_loads"] for facts in norms)
