@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vitesse.artifact import Artifact, Store
 from vitesse.backends import backend
+from vitesse.backends.torch_cuda.building import BuildOptions
 from vitesse.benchmark.fresh_process import fresh_process
 
 from . import graphs
@@ -44,10 +45,13 @@ class Made:
 
 
 def build(folder: Path, name: str, precision: str, batches: Sequence[int]) -> Made:
-    """Build for these batches."""
+    """Build for three batches at most: the smallest, the one in the middle and the largest of those given."""
     source = graphs.artifact(folder, name, precision)
+    some = sorted(batches)
+    options = BuildOptions(batch=(some[0], some[len(some) // 2], some[-1]))
+    runtime: Any = backend(TARGET)
     began = time.perf_counter()
-    built = backend(TARGET).build(source, Store(folder / f"built_{name}_{precision}"))
+    built = runtime.build_for(source, Store(folder / f"built_{name}_{precision}"), options)
     return Made(built.artifact, time.perf_counter() - began, dict(built.changes), built.notes)
 
 
