@@ -87,6 +87,14 @@ def test_it_multiplies_on_hoppers_tensor_cores_without_spilling(name):
     assert (made["tma"] > 0) == (CASES[name][0].operands == "descriptors")
 
 
+def test_one_row_which_triton_takes_for_a_constant_compiles():
+    for config in (GemmConfig(16, 64, 64, 4, 5, split_k=3), GemmConfig(128, 128, 64, 8, 4, persistent=True)):
+        one = described(config, "fp16", "fp16", "gelu", True)
+        one["constants"] |= {"M": 1, "residual_rows": 1}
+        (made,) = compiled([one])
+        assert made["spilled"] == 0
+
+
 def test_a_tile_too_large_for_the_registers_is_seen_to_spill():
     (made,) = compiled(
         [described(GemmConfig(128, 256, 128, 8, 3, fast_sum=False), "fp8e4nv", "fp16", "gelu", False)]

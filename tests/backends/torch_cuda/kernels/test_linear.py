@@ -152,6 +152,16 @@ def test_launch_takes_rows_that_lie_apart_and_writes_nothing_beside_its_output(d
     assert frame.isnan().all()
 
 
+def test_rows_that_tma_cannot_take_where_they_lie_are_copied(device):
+    one = case((21, 64), 24, bias=False, device=device)
+    x, weight = one.tensors[:2]
+    wide = torch.full((21, 71), torch.nan, dtype=torch.float16, device=device)
+    wide[:, 3:67] = x
+    out = torch.empty((21, 24), dtype=torch.float16, device=device)
+    launch(wide[:, 3:67], prepack(weight), out=out, config=SMALL)
+    assert error(out, one.expected) < TOLERANCE[torch.float16]
+
+
 def test_the_checker_catches_a_residual_with_the_wrong_number_of_rows(device):
     one = case((3, 11, 64), 40, residual=(11, 40), device=device)
     x, weight, _, bias, residual = one.tensors

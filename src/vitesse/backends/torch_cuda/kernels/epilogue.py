@@ -13,6 +13,7 @@ import triton.language as tl
 # The interpreter runs kernels on the CPU; it knows no PTX.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
+ON_GPU = tl.constexpr(not INTERPRETED)
 LARGEST_E4M3 = tl.constexpr(448.0)
 
 
@@ -54,13 +55,43 @@ def rounded(y: tl.tensor, inverse_scale: tl.tensor, dtype: tl.constexpr) -> tl.t
 
 @triton.jit
 def _sigmoid(x: tl.tensor) -> tl.tensor:
-    return 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * x))
+    return _reciprocal(1.0 + _exp2(-1.4426950408889634 * x))
 
 
 @triton.jit
 def _half_tanh(x: tl.tensor) -> tl.tensor:
     """sigmoid(x) = 0.5 + 0.5 · tanh(x / 2), by the one instruction of the hardware."""
     return 0.5 + 0.5 * _tanh(0.5 * x)
+
+
+@triton.jit
+def _gelu(x: tl.tensor) -> tl.tensor:
+    """x · Φ(x) as max(x, 0) − |x| · Φ(−|x|), which cancels nowhere; 14 instructions.
+
+    Φ(−a) = erfc(a / √2) / 2 by formula 7.1.26 of Abramowitz and Stegun, absolute error of erfc below 1.5e-7. |x| is
+    cut where Φ(−a) is 0 in float32, so that infinity does not become NaN.
+    """
+    a = tl.minimum(tl.abs(x), 16.0)
+    t = _reciprocal(1.0 + 0.23164189 * a)
+    p = 0.5307027145 * t - 0.7265760135
+    p = p * t + 0.7107068705
+    p = p * t - 0.142248368
+    p = p * t + 0.127414796
+    # exp(−a² / 2) = 2^−b².
+    b = 0.8493218002880191 * a
+    tail = p * t * _exp2(-b * b)
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - a * tail
+
+
+@triton.jit
+def _gelu_by_tanh(x: tl.tensor) -> tl.tensor:
+    """x · Φ(x), 2 · Φ(x) − 1 = tanh(x · (a + b·x² + c·x⁴)): fitted on |x| ≤ 5, absolute error of the result 2.6e-5."""
+    square = tl.minimum(x * x, 25.0)
+    inner = x * (0.797507901 + square * (0.0370056357 - 0.00035151497 * square))
+    return x * (0.5 + 0.5 * _tanh(inner))
+
+
+# One instruction each, where Triton's own functions add steps for denormal numbers and the last bit (2^-22 remains).
 
 
 @triton.jit
@@ -71,25 +102,22 @@ def _tanh(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _gelu(x: tl.tensor) -> tl.tensor:
-    """x · Φ(x) as max(x, 0) − |x| · Φ(−|x|), which cancels nowhere.
-
-    Φ(−a) = erfc(a / √2) / 2 by formula 7.1.26 of Abramowitz and Stegun, absolute error of erfc below 1.5e-7. |x| is
-    cut where Φ(−a) is 0 in float32, so that infinity does not become NaN.
-    """
-    a = tl.minimum(tl.abs(x), 16.0)
-    t = 1.0 / (1.0 + 0.23164189 * a)
-    p = 0.5307027145 * t - 0.7265760135
-    p = p * t + 0.7107068705
-    p = p * t - 0.142248368
-    p = p * t + 0.127414796
-    tail = p * t * tl.exp2(-0.7213475204444817 * a * a)
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - a * tail
+def _exp2(x: tl.tensor) -> tl.tensor:
+    if ON_GPU:
+        x = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1
+        )
+    else:
+        x = tl.exp2(x)
+    return x
 
 
 @triton.jit
-def _gelu_by_tanh(x: tl.tensor) -> tl.tensor:
-    """x · Φ(x), 2 · Φ(x) − 1 = tanh(x · (a + b·x² + c·x⁴)): fitted on |x| ≤ 5, absolute error of the result 2.6e-5."""
-    square = tl.minimum(x * x, 25.0)
-    inner = x * (0.797507901 + square * (0.0370056357 - 0.00035151497 * square))
-    return x * (0.5 + 0.5 * _tanh(inner))
+def _reciprocal(x: tl.tensor) -> tl.tensor:
+    if ON_GPU:
+        x = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1
+        )
+    else:
+        x = 1.0 / x
+    return x

@@ -54,7 +54,8 @@ def launch(
     """Write act(x · weightᵀ · scale + bias) + residual into `out`, or act(… + residual) with `residual_first`.
 
     Args:
-        x: [M, K], float16, bfloat16 or E4M3; rows may lie apart, their elements are adjacent.
+        x: [M, K], float16, bfloat16 or E4M3; rows may lie apart, their elements are adjacent. TMA takes addresses and
+            rows of a multiple of 16 bytes: what is not so is copied first, if K is.
         weight: [N, K], contiguous, of x's dtype: what `prepack` returns.
         scale, bias: [N], float32.
         residual: [residual_rows, N], any float dtype; row m takes m mod residual_rows (None: all M rows are there).
@@ -64,6 +65,8 @@ def launch(
     m, k = x.shape
     n = weight.shape[0]
     described = config.operands == "descriptors"
+    if described and not _describable(x):
+        x = x.clone(memory_format=torch.contiguous_format)
     stored = described and _describable(out) and config.block_n * out.element_size() >= TMA_BYTES
     rows = m if residual_rows is None else residual_rows
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
@@ -175,6 +178,7 @@ class TritonLinear:
 
 
 def _describable(tensor: Tensor) -> bool:
+    """Whether TMA takes a matrix where it lies."""
     return tensor.stride(0) * tensor.element_size() % TMA_BYTES == 0 and tensor.data_ptr() % TMA_BYTES == 0
 
 
