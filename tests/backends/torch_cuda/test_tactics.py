@@ -1,4 +1,4 @@
-"""Which candidate computes a step: wrong and crashing ones are dropped and named, the fastest stays and is remembered."""
+"""Which candidate computes a step: wrong and crashing ones are dropped, the fastest stays and is remembered."""
 
 from __future__ import annotations
 
