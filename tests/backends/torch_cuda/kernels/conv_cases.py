@@ -1,4 +1,4 @@
-"""Convolutions for the tests: random tensors between NaN, and what comes out in float64, written apart from steps.conv."""
+"""Convolutions for the tests: random tensors between NaN, and their outputs in float64, apart from steps.conv."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from backends.torch_cuda.kernels.float64 import Array, numbers
 from torch import Tensor
+
+from backends.torch_cuda.kernels.float64 import Array, numbers
 
 E4M3 = torch.float8_e4m3fn
 # Two roundings of the output's type at most; E4M3 is compared by steps of its grid.
@@ -69,7 +70,11 @@ def case(
     x = between_nan(torch.randn(made, generator=random).to(image_dtype or dtype).to(device))
     inner = shape.channels // shape.group
     values = torch.randn(shape.filters, inner, *shape.kernel, generator=random)
-    weight = (values / math.sqrt(inner * math.prod(shape.kernel)) * (8.0 if dtype == E4M3 else 1.0)).to(dtype).to(device)
+    weight = (
+        (values / math.sqrt(inner * math.prod(shape.kernel)) * (8.0 if dtype == E4M3 else 1.0))
+        .to(dtype)
+        .to(device)
+    )
     scale = (torch.rand(scaled, generator=random) + 0.5).to(device) if scaled else None
     bias = torch.randn(shape.filters, generator=random).to(device) if biased else None
     said = {
@@ -114,7 +119,7 @@ def between_nan(x: Tensor) -> Tensor:
     """Return x channels_last in memory, with NaN before and behind it."""
     margin = 1024
     room = torch.full((x.numel() + 2 * margin,), torch.nan, device=x.device).to(x.dtype)
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     strides = (height * width * channels, 1, width * channels, channels)
     inside = room.as_strided(x.shape, strides, margin)
     return inside.copy_(x)

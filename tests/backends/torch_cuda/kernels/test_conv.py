@@ -60,7 +60,9 @@ def run(given: Case, tactic: Tactic) -> Any:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_every_configuration_is_the_convolution_in_float64(shape: Shape, device: Any, monkeypatch: Any) -> None:
+def test_every_configuration_is_the_convolution_in_float64(
+    shape: Shape, device: Any, monkeypatch: Any
+) -> None:
     given = case(shape, device, residual=True, activation="relu")
     for tactic, made in outputs(given, monkeypatch):
         assert error(made, given.expected) < TOLERANCES[torch.float16], tactic.text()
@@ -130,7 +132,9 @@ def test_an_output_in_e4m3_is_the_nearest_of_its_grid_and_saturates(
     assert disagreement((made,), (wanted,)) == ""
 
 
-def test_it_agrees_with_the_plain_function_as_the_choice_of_tactics_asks(device: Any, monkeypatch: Any) -> None:
+def test_it_agrees_with_the_plain_function_as_the_choice_of_tactics_asks(
+    device: Any, monkeypatch: Any
+) -> None:
     given = case(Shape(2, 16, 9, 11, 40), device, residual=True, activation="relu")
     plain = steps.conv(*given.tensors, **given.attributes)
     for tactic, made in outputs(given, monkeypatch):

@@ -62,7 +62,7 @@ class TritonConv:
 
     def tactics(self, tensors: Tensors, attributes: Attributes, device: DeviceFacts) -> list[Tactic]:
         """Return the configurations that conv_configs ranks highest for this shape and device."""
-        weight = tensors[1]
+        _, weight, _, _, residual = [*tensors, None, None, None][:5]
         assert weight is not None  # refuses() has seen it
         found = Geometry.of(tensors, attributes)
         if _is_stem(found, weight):
@@ -70,7 +70,8 @@ class TritonConv:
         hopper = device.capability >= (9, 0)
         size = weight.dtype.itemsize
         readable = hopper and found.channels * size % TMA_BYTES == 0
-        made = choices(found, size, device.sms, descriptors=readable, dependent=hopper)
+        added = residual is not None
+        made = choices(found, size, device.sms, residual=added, descriptors=readable, dependent=hopper)
         return [Tactic(self.name, config.document()) for config in made]
 
     def prepare(self, tensors: Tensors, attributes: Attributes, tactic: Tactic) -> Run:

@@ -1,0 +1,68 @@
+"""Compile convolutions and pooling of DETR-R50 at 800 × 1333 for compute capability 9.0; facts about each as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+
+# Run as a program: what stands beside it is found by its own name.
+from compiled_for_sm90 import H100, Launch, Recorder, facts
+
+from vitesse.backends.torch_cuda.kernels import conv, max_pool
+
+E4M3 = torch.float8_e4m3fn
+
+
+def layer(
+    channels: int, height: int, width: int, filters: int, taps: int, stride: int, **more: Any
+) -> tuple[Any, ...]:
+    """A layer's kernel, tensors and attributes; `more`: dtype, image_dtype, residual, out_scale."""
+    dtype, residual = more.pop("dtype", torch.float16), more.pop("residual", False)
+    x = torch.empty(1, channels, height, width, dtype=more.pop("image_dtype", dtype))
+    weight = torch.empty(filters, channels, taps, taps, dtype=dtype)
+    pad = taps // 2
+    attributes = {"strides": (stride, stride), "pads": (pad,) * 4, "activation": "relu", **more}
+    z = torch.empty(1, filters, height // stride, width // stride, dtype=torch.float16) if residual else None
+    scale = torch.ones(filters) if dtype == E4M3 else None
+    return conv.KERNEL, (x, weight, scale, torch.ones(filters), z), attributes
+
+
+def pooling() -> tuple[Any, ...]:
+    x = torch.empty(1, 64, 400, 667, dtype=torch.float16)
+    return max_pool.KERNEL, (x,), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+
+
+CASES = {
+    "conv stem": layer(3, 800, 1333, 64, 7, 2),
+    "conv stem of float32": layer(3, 800, 1333, 64, 7, 2, image_dtype=torch.float32),
+    "conv 64": layer(64, 200, 334, 64, 3, 1),
+    "conv 128 stride 2": layer(128, 200, 334, 128, 3, 2),
+    "conv 256 with a residual": layer(256, 50, 84, 256, 3, 1, residual=True),
+    "conv 512": layer(512, 25, 42, 512, 3, 1),
+    "conv 256 of E4M3": layer(256, 50, 84, 256, 3, 1, dtype=E4M3, out_scale=0.1, residual=True),
+    "conv shortcut": layer(256, 200, 334, 512, 1, 2),
+    "pool": pooling(),
+}
+
+
+def launches(kernel: Any, tensors: tuple[Any, ...], attributes: dict[str, Any]) -> list[tuple[str, Launch]]:
+    """What the best tactics and the last would launch."""
+    found = []
+    *better, last = kernel.tactics(tensors, attributes, H100)
+    for tactic in (*better[:3], last):
+        kernel.prepare(tensors, attributes, tactic)(*tensors)
+        found.append((tactic.text(), RECORDED.pop()))
+    return found
+
+
+RECORDED: list[Launch] = []
+for name in ("taps", "boxes", "stem"):
+    setattr(conv, name, Recorder(getattr(conv, name), RECORDED))
+max_pool.pool = Recorder(max_pool.pool, RECORDED)
+
+if __name__ == "__main__":
+    made = {f"{case}: {text}": facts(one) for case, layer in CASES.items() for text, one in launches(*layer)}
+    json.dump(made, sys.stdout, indent=1)
