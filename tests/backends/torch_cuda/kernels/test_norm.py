@@ -56,7 +56,9 @@ def test_every_configuration_is_layer_norm_in_float64(
 
 @KERNELS
 @pytest.mark.parametrize(
-    "residual", [(3, 7, 72), (7, 72), (72,)], ids=["like x", "shared by the batch", "one row"]
+    "residual",
+    [(3, 7, 72), (7, 72), (1, 7, 72), (72,)],
+    ids=["like x", "shared", "shared, batch of 1", "one row"],
 )
 def test_the_sum_is_rounded_once_and_then_normalised(
     device: Any, kernel: Any, residual: tuple[int, ...]

@@ -6,6 +6,8 @@ Mean and then variance come from the registers that hold the row, so that no can
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -88,7 +90,7 @@ class TritonNorm:
             return f"{x.shape[-1]} channels: at most {WIDEST}"
         if any(tensor is not None and not tensor.is_contiguous() for tensor in tensors):
             return "an input is not contiguous"
-        if residual is not None and tuple(residual.shape) != tuple(x.shape[x.ndim - residual.ndim :]):
+        if residual is not None and not _repeats(residual.shape, x.shape):
             return f"residual {tuple(residual.shape)}: needs a suffix of {tuple(x.shape)}"
         return ""
 
@@ -142,6 +144,13 @@ def _launch(
         num_warps=warps,
     )
     return y, x if want_total and residual is None else total, eight
+
+
+def _repeats(part: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether rows of shape `part` repeat in `whole`: a suffix of it, apart from leading ones."""
+    while len(part) > 1 and part[0] == 1:
+        part = part[1:]
+    return tuple(part) == tuple(whole[len(whole) - len(part) :])
 
 
 def _inputs(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
