@@ -54,7 +54,7 @@ class _Plan:
     x: ir.Value
     weight: ir.Value | Array
     scale: Array
-    bias: Array | None
+    bias: ir.Value | Array | None
 
 
 def quantised(model: ir.Model) -> int:
@@ -75,13 +75,11 @@ def quantised(model: ir.Model) -> int:
         except LeftAlone:
             continue
         name = f"{node.outputs[0].name}_e4m3"
-        weight = (
-            plan.weight
-            if isinstance(plan.weight, ir.Value)
-            else initializer(model, f"{name}_weight", plan.weight)
+        weight, bias = (
+            _held(model, f"{name}_{what}", one)
+            for what, one in (("weight", plan.weight), ("bias", plan.bias))
         )
         scale = initializer(model, f"{name}_scale", plan.scale)
-        bias = None if plan.bias is None else initializer(model, f"{name}_bias", plan.bias)
         tensors = [plan.x, weight, scale, bias]
         if is_op(node, "Conv"):
             put_conv(model, node, tensors)
@@ -131,6 +129,11 @@ def quantise_outputs(model: ir.Model) -> int:
         _without_quantiser(model, node, source, between)
         made += 1
     return made
+
+
+def _held(model: ir.Model, name: str, one: ir.Value | Array | None) -> ir.Value | None:
+    """A tensor of the graph: `one` itself, or a new constant."""
+    return initializer(model, name, one) if isinstance(one, np.ndarray) else one
 
 
 def _layers(model: ir.Model) -> list[ir.Node]:
@@ -229,7 +232,7 @@ def _conv_plan(node: ir.Node, x: ir.Node, weight: ir.Node, step: Array) -> _Plan
     if not convolves_plane(node):
         raise LeftAlone("a convolution has not two spatial axes, or a bias that is computed")
     scale = _by_channel(weight, 0, 4) * wide(step).item()
-    return _Plan(needed(x, 0), needed(weight, 0), scale.astype(np.float32), constant(given(node, 2)))
+    return _Plan(needed(x, 0), needed(weight, 0), scale.astype(np.float32), given(node, 2))
 
 
 def _by_channel(weight: ir.Node, axis: int, rank: int) -> Array:
