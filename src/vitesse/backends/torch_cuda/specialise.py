@@ -131,6 +131,10 @@ class _Emission:
                 node.replace_input_with(at, self._constant(value))
 
     def _is_weight(self, node: ir.Node) -> bool:
+        """Whether a node dequantises a weight, or converts or turns one that was dequantised."""
+        source = node.inputs[0] if node.op_type in ("Cast", "Transpose") else None
+        if source is not None and (maker := source.producer()) is not None:
+            return self._is_weight(maker)
         quantised = node.inputs[0] if node.op_type == "DequantizeLinear" else None
         return quantised is not None and self._state.known[quantised].dtype in _WEIGHT_TYPES
 
