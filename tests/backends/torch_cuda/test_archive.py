@@ -115,7 +115,7 @@ def test_names_that_lead_elsewhere_or_belong_to_no_engine_are_refused(tmp_path: 
 def test_a_file_that_the_manifest_does_not_list_is_refused(tmp_path: Path) -> None:
     parts = {**parts_of(pack(WHOLE)), "triton/ABCDEFGH/more.cubin": b"x"}
     with pytest.raises(
-        ArchiveError, match="its manifest and its content differ in triton/ABCDEFGH/more.cubin"
+        ArchiveError, match=r"its manifest and its content differ in triton/ABCDEFGH/more.cubin"
     ):
         unpack(written(tmp_path, parts))
 
@@ -148,5 +148,5 @@ def test_a_manifest_of_a_newer_schema_names_the_version_that_wrote_it() -> None:
 )
 def test_a_manifest_that_was_edited_is_refused(change: dict[str, object]) -> None:
     raw = {**json.loads(MANIFEST.to_json()), **change}
-    with pytest.raises(ArchiveError, match="cannot read the manifest in engine.torchcuda"):
+    with pytest.raises(ArchiveError, match=r"cannot read the manifest in engine.torchcuda"):
         manifest_of(json.dumps(raw), "engine.torchcuda")

@@ -166,3 +166,16 @@ def test_e4m3_may_be_one_step_off_in_a_few_values_and_not_in_many() -> None:
     codes = y.view(torch.uint8).clone()
     codes[:4, :64] = 0x20
     assert "more than one step" in disagreement([codes.view(E4M3)], [y])
+
+
+def test_a_short_build_tries_the_best_guesses_of_each_kernel_alone() -> None:
+    fakes = [
+        FakeKernel(name, configs=[{"guess": number} for number in range(9)]) for name in ("first", "second")
+    ]
+    choice, _ = choose(problem(), kernels_of(*fakes), CPU, TacticCache(), most=2)
+    assert [(trial.tactic.kernel, trial.tactic.config["guess"]) for trial in choice.trials] == [
+        ("first", 0),
+        ("first", 1),
+        ("second", 0),
+        ("second", 1),
+    ]

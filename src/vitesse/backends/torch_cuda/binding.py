@@ -17,7 +17,7 @@ from vitesse.backends.torch_cuda.candidates import Kernels, Run
 from vitesse.backends.torch_cuda.operators import operator_of
 from vitesse.backends.torch_cuda.operators.operator import domain_of
 from vitesse.backends.torch_cuda.steps import DOMAIN, STEPS
-from vitesse.backends.torch_cuda.tactics import PLAIN, Choice, Problem, TacticCache, choose
+from vitesse.backends.torch_cuda.tactics import MOST_TACTICS, PLAIN, Choice, Problem, TacticCache, choose
 from vitesse.backends.torch_cuda.weights import Constants
 from vitesse.scopes import path_of
 
@@ -72,7 +72,7 @@ class Binder:
 
     Args:
         measure: tactics that the cache lacks are measured; see `tactics.choose`.
-        seconds: of measuring, for one signature.
+        seconds: of measuring, for one signature; most: tactics of each kernel.
     """
 
     device: torch.device
@@ -81,6 +81,7 @@ class Binder:
     kernels: Kernels
     measure: bool = False
     seconds: float = 0.2
+    most: int = MOST_TACTICS
 
     def bound(self, graph: ir.Graph, feeds: Mapping[str, Tensor]) -> Iterator[Call]:
         """Yield the calls of a graph in order, running each, so that the next is chosen for what really comes to it."""
@@ -119,7 +120,13 @@ class Binder:
             return run, run, Row(node.name or "", scope, node.op_type, PLAIN.text())
         problem = problem_of(node, given, constant)
         choice, run = choose(
-            problem, self.kernels, self.device, self.cache, measure=self.measure, seconds=self.seconds
+            problem,
+            self.kernels,
+            self.device,
+            self.cache,
+            measure=self.measure,
+            seconds=self.seconds,
+            most=self.most,
         )
         return run, problem.plain, _row(node, scope, given, choice)
 

@@ -23,7 +23,7 @@ from vitesse.backends.torch_cuda.candidates import Kernels, kernels
 from vitesse.backends.torch_cuda.device import versions
 from vitesse.backends.torch_cuda.manifest import EngineManifest, Shapes
 from vitesse.backends.torch_cuda.plan import Making, Plan
-from vitesse.backends.torch_cuda.tactics import TacticCache
+from vitesse.backends.torch_cuda.tactics import MOST_TACTICS, TacticCache
 from vitesse.backends.torch_cuda.weights import Constants
 from vitesse.errors import BackendError, ModelError
 from vitesse.progress import Progress, Silent
@@ -42,6 +42,7 @@ class BuildOptions:
             may be free then) and from the spec's buckets.
         batch: the batches that are planned for, ascending.
         seconds: of measuring the final candidates of one step at one size; compiling comes on top.
+        tactics: of each kernel that are tried for a step, its best guesses first: fewer shorten the build.
         command: what to type to build it again.
         check: hold every plan against plain torch.
     """
@@ -49,6 +50,7 @@ class BuildOptions:
     profiles: tuple[Profile, ...] = ()
     batch: tuple[int, int, int] = (1, 8, 32)
     seconds: float = 0.2
+    tactics: int = MOST_TACTICS
     command: str = ""
     check: bool = True
 
@@ -148,7 +150,9 @@ def _planned(
     progress: Progress,
 ) -> _Made:
     """Plan one shape after the other; each fills the cache for those that come."""
-    making = Making(measure=True, check=options.check, seconds=options.seconds, kernels=found)
+    making = Making(
+        measure=True, check=options.check, seconds=options.seconds, most=options.tactics, kernels=found
+    )
     graph, constants = ir.from_proto(model), Constants(device)
     planned: list[Shapes] = []
     changes: dict[str, int] = {}

@@ -16,7 +16,7 @@ from vitesse.backends.torch_cuda.checking import check_plan, example_feeds
 from vitesse.backends.torch_cuda.device import products
 from vitesse.backends.torch_cuda.rewrite import rewrite
 from vitesse.backends.torch_cuda.specialise import specialise
-from vitesse.backends.torch_cuda.tactics import TacticCache
+from vitesse.backends.torch_cuda.tactics import MOST_TACTICS, TacticCache
 from vitesse.backends.torch_cuda.weights import Constants
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,13 +30,14 @@ class Making:
     Args:
         measure: tactics that the cache lacks are found by measuring; otherwise its nearest entry or the first guess.
         check: hold the outputs against plain torch on the same graph.
-        seconds: of measuring, for one signature.
+        seconds: of measuring, for one signature; most: tactics of each kernel that are tried.
         kernels: to choose from; None = all that load here.
     """
 
     measure: bool = False
     check: bool = False
     seconds: float = 0.2
+    most: int = MOST_TACTICS
     kernels: Kernels | None = None
 
 
@@ -84,7 +85,7 @@ class Plan:
         fused, self.changes, said = rewrite(static)
         missing = (f"{name}: {reason}" for name, reason in found.missing.items())
         self.notes: tuple[str, ...] = (*said, *missing)
-        binder = Binder(device, cache, constants, found, making.measure, making.seconds)
+        binder = Binder(device, cache, constants, found, making.measure, making.seconds, making.most)
         with torch.no_grad(), products(tf32=False):
             feeds = example_feeds(static, device)
             calls = tuple(binder.bound(fused.graph, feeds))

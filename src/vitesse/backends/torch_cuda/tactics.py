@@ -21,6 +21,7 @@ from vitesse.errors import BackendError, ModelError, VitesseError
 PLAIN = Tactic("plain")
 # Compilers run beside Python; more at once than this gain nothing.
 _COMPILING = 8
+MOST_TACTICS = 32
 SCHEMA = 1
 
 
@@ -146,6 +147,7 @@ def choose(
     *,
     measure: bool = True,
     seconds: float = 0.2,
+    most: int = MOST_TACTICS,
 ) -> tuple[Choice, Run]:
     """Return the choice for a step and the call that computes it.
 
@@ -156,6 +158,7 @@ def choose(
 
     Args:
         seconds: for the final rounds of measuring one signature.
+        most: tactics of each kernel that are tried, its best guesses first.
     """
     known = cache.choices.get(problem.signature) if cache.trusted else None
     if known is not None:
@@ -163,7 +166,7 @@ def choose(
         if prepared is not None:
             return known, prepared
     facts = facts_of(device)
-    offered, refused = _offered(problem, kernels, facts)
+    offered, refused = _offered(problem, kernels, facts, most)
     if not measure:
         return _first_right(problem, kernels, offered, refused, cache.nearest(problem))
     found, runs = _measured(problem, kernels, offered, device, seconds)
@@ -190,7 +193,7 @@ def _prepared(problem: Problem, tactic: Tactic, kernels: Kernels) -> Run | None:
 
 
 def _offered(
-    problem: Problem, kernels: Kernels, facts: DeviceFacts
+    problem: Problem, kernels: Kernels, facts: DeviceFacts, most: int
 ) -> tuple[list[tuple[Kernel, Tactic]], dict[str, str]]:
     offered: list[tuple[Kernel, Tactic]] = []
     refused: dict[str, str] = {}
@@ -203,7 +206,7 @@ def _offered(
                 refused[kernel.name] = reason
             else:
                 tactics = kernel.tactics(problem.tensors, problem.attributes, facts)
-                offered += [(kernel, tactic) for tactic in tactics]
+                offered += [(kernel, tactic) for tactic in tactics[:most]]
         except Exception as error:  # a kernel that cannot even answer must not end a build
             refused[kernel.name] = f"{type(error).__name__}: {_line(error)}"
     return offered, refused
