@@ -179,3 +179,9 @@ def test_a_short_build_tries_the_best_guesses_of_each_kernel_alone() -> None:
         ("second", 0),
         ("second", 1),
     ]
+
+
+def test_offsets_of_the_same_alignment_share_a_signature() -> None:
+    aligned = [replace(problem(), attributes={"k_offset": offset}).signature for offset in (0, 64, 512, 768)]
+    assert len(set(aligned)) == 1
+    assert replace(problem(), attributes={"k_offset": 40}).signature not in aligned

@@ -22,6 +22,8 @@ PLAIN = Tactic("plain")
 # Compilers run beside Python; more at once than this gain nothing.
 _COMPILING = 8
 MOST_TACTICS = 32
+# Elements from which on a better alignment of an offset changes nothing for a kernel.
+_ALIGNED = 64
 SCHEMA = 1
 
 
@@ -325,8 +327,10 @@ def _call(run: Run, tensors: Sequence[Tensor | None]) -> Callable[[], object]:
 
 
 def _said(name: str, value: Any) -> Any:
-    # Every layer has a scale of its own; that there is one decides.
-    return bool(value) if name == "out_scale" else value
+    # Every layer has a scale of its own; that there is one decides. Of an offset its alignment does.
+    if name == "out_scale":
+        return bool(value)
+    return math.gcd(value, _ALIGNED) if name.endswith("_offset") else value
 
 
 def _tensor_text(tensor: Tensor | None, fixed: bool) -> str:
