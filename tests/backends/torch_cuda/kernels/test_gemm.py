@@ -25,6 +25,7 @@ CASES: dict[str, tuple[GemmConfig, str, str, str, bool]] = {
     "large of e4m3": (dataclasses.replace(LARGE, block_k=128), "fp8e4nv", "fp8e4nv", "gelu", False),
     "promoted": (GemmConfig(128, 128, 128, 8, 4, fast_sum=False), "fp8e4nv", "fp16", "", True),
     "shares of K": (GemmConfig(64, 64, 64, 4, 4, split_k=4, dependent=True), "fp16", "fp16", "", True),
+    "two at once": (GemmConfig(128, 128, 64, 4, 3), "fp16", "fp16", "gelu", False),
     "pointers": (GemmConfig(64, 128, 64, 4, 4, operands="pointers"), "fp16", "fp16", "relu", False),
 }
 
@@ -100,6 +101,14 @@ def test_a_tile_too_large_for_the_registers_is_seen_to_spill():
         [described(GemmConfig(128, 256, 128, 8, 3, fast_sum=False), "fp8e4nv", "fp16", "gelu", False)]
     )
     assert made["spilled"] > 0
+
+
+def test_what_is_left_out_beside_a_residual_is_seen_to_need_more_than_there_is():
+    spilling = GemmConfig(64, 256, 64, 4, 2)
+    large = dataclasses.replace(LARGE, persistent=True)
+    first, second = compiled([described(one, "fp16", "fp16", "", True) for one in (spilling, large)])
+    assert first["spilled"] > 0
+    assert second["shared"] > SHARED_BYTES
 
 
 def test_a_tile_too_low_for_wgmma_is_seen_to_lack_it():

@@ -56,6 +56,14 @@ def test_one_tile_more_than_there_are_multiprocessors_costs_a_wave():
     assert cycles(config, 128 * 131, 256, 4096, 2, 132) == pytest.approx(full, rel=0.01)
 
 
+def test_a_residual_leaves_out_what_has_no_room_for_it():
+    without = choices(6304, 3072, 768, 2, 132, descriptors=True, dependent=True)
+    beside = choices(6304, 3072, 768, 2, 132, descriptors=True, dependent=True, residual=True)
+    assert any(one.persistent and one.block_n == 256 for one in without)
+    assert not any(one.persistent and one.block_m * one.block_n > 128 * 128 for one in beside)
+    assert not any((one.block_m, one.block_n) == (64, 256) for one in beside)
+
+
 def test_a_configuration_survives_its_document():
     config = GemmConfig(64, 128, 64, 4, 4, split_k=3, operands="pointers", fast_sum=False)
     assert GemmConfig.of(config.document()) == config

@@ -138,7 +138,14 @@ class TritonLinear:
         hopper = device.capability >= (9, 0)
         described = hopper and node.k * bytes_each % TMA_BYTES == 0
         found = choices(
-            node.m, node.n, node.k, bytes_each, device.sms, descriptors=described, dependent=hopper
+            node.m,
+            node.n,
+            node.k,
+            bytes_each,
+            device.sms,
+            descriptors=described,
+            dependent=hopper,
+            residual=node.residual is not None,
         )
         return [Tactic(self.name, config.document()) for config in found]
 

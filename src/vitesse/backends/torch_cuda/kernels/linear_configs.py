@@ -89,7 +89,15 @@ TILES: tuple[tuple[int, int, int, int, float], ...] = (
 
 
 def choices(
-    m: int, n: int, k: int, item_bytes: int, sms: int, *, descriptors: bool, dependent: bool
+    m: int,
+    n: int,
+    k: int,
+    item_bytes: int,
+    sms: int,
+    *,
+    descriptors: bool,
+    dependent: bool,
+    residual: bool = False,
 ) -> list[GemmConfig]:
     """Return at most 12 configurations for [m, k] · [k, n], the one that should be fastest first.
 
@@ -98,10 +106,10 @@ def choices(
         sms: multiprocessors of the device.
         descriptors: whether x and weight can be read by TMA.
         dependent: whether the device has programmatic dependent launch.
+        residual: whether one is added: it needs registers and shared memory beside the sums.
     """
-    found = sorted(
-        _all(m, n, k, item_bytes, descriptors), key=lambda one: cycles(one, m, n, k, item_bytes, sms)
-    )
+    fitting = [one for one in _all(m, n, k, item_bytes, descriptors) if not residual or _holds_residual(one)]
+    found = sorted(fitting, key=lambda one: cycles(one, m, n, k, item_bytes, sms))
     best = found[: MOST - 4]
     # What the model does not see is tried on its favourites.
     first = best[0]
@@ -158,6 +166,13 @@ def _splits(k: int, block_k: int) -> list[int]:
 
 def _padded(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
+
+
+def _holds_residual(config: GemmConfig) -> bool:
+    """Compiled for compute capability 9.0, the others spill registers or take more than 227 KiB of shared memory."""
+    if config.persistent:
+        return config.block_m * config.block_n <= 128 * 128
+    return (config.block_m, config.block_n) != (64, 256)
 
 
 def _promotes(config: GemmConfig) -> bool:
