@@ -70,6 +70,15 @@ def test_a_problem_without_an_algorithm_is_refused(monkeypatch):
     assert said.startswith("cuBLASLt 130200 has no algorithm for Problem(m=4, n=32, k=32")
 
 
+def test_a_library_that_does_not_load_is_a_reason(monkeypatch):
+    def missing(*_, **__):
+        raise RuntimeError("libcublasLt.so is not found")
+
+    one = case((4, 32), 32)
+    monkeypatch.setattr(cublaslt, "algorithms", missing)
+    assert KERNEL.refuses(one.tensors, {}, H100) == "cuBLASLt does not load: libcublasLt.so is not found"
+
+
 def test_an_old_gpu_is_refused_for_e4m3(monkeypatch):
     old = DeviceFacts((8, 0), 108, "NVIDIA A100")
     assert reason(monkeypatch, facts=old, dtype=E4M3) == "E4M3 needs compute capability 8.9, this is (8, 0)"

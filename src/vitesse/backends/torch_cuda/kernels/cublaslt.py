@@ -95,7 +95,6 @@ class Problem:
         """Type of the bias: D's, but bfloat16 beside float32 sums of E4M3."""
         return torch.bfloat16 if self.operand == E4M3 and self.added == torch.float32 else self.added
 
-
     @property
     def pointers(self) -> list[str]:
         """The attributes of cublasLtMatmulDescAttributes_t that point at vectors or numbers of this product."""
@@ -120,8 +119,13 @@ class CublasLtLinear:
         reason = _operands_refused(node, epilogue, device) or _epilogue_refused(node, epilogue)
         if reason:
             return reason
-        found = algorithms(Problem.of(node, epilogue), fast_sum=True, asked=1)
-        return "" if found else f"cuBLASLt {version()} has no algorithm for {Problem.of(node, epilogue)}"
+        problem = Problem.of(node, epilogue)
+        try:
+            found = algorithms(problem, fast_sum=True, asked=1)
+            return "" if found else f"cuBLASLt {version()} has no algorithm for {problem}"
+        except RuntimeError as error:
+            # What nvmath raises where the library or the driver is not found.
+            return f"cuBLASLt does not load: {error}"
 
     def tactics(self, tensors: Tensors, attributes: Attributes, device: DeviceFacts) -> list[Tactic]:
         """Return the heuristic's algorithms, its favourite first; for E4M3 also a few that sum in float32 all along."""
@@ -200,7 +204,8 @@ class Descriptors:
         self.added = lt.matrix_layout_create(added, problem.n, problem.m, problem.n)
         self.out = lt.matrix_layout_create(out, problem.n, problem.m, problem.n)
         layouts = (self.weight, self.x, self.added, self.out)
-        weakref.finalize(self, _free, self.product, layouts)
+        # At the end of the process the driver may be gone before them.
+        weakref.finalize(self, _free, self.product, layouts).atexit = False
         self.set("TRANSA", TRANSPOSED)
         self.set("EPILOGUE", EPILOGUES[problem.activation, problem.biased])
         if problem.biased:
@@ -280,9 +285,14 @@ class _Prepared:
         self._described.point(attribute, kept)
 
 
-@functools.cache
 def handle() -> int:
-    """Return the process's handle; it may be used on any stream and from any thread."""
+    """Return the current device's handle; it may be used on any stream and from any thread."""
+    return _handle(torch.cuda.current_device())
+
+
+@functools.cache
+def _handle(device: int) -> int:
+    """A handle belongs to the device that is current when it is made; the number tells them apart."""
     return int(lt.create())
 
 
