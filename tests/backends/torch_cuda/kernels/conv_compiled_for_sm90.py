@@ -19,13 +19,13 @@ E4M3 = torch.float8_e4m3fn
 def layer(
     channels: int, height: int, width: int, filters: int, taps: int, stride: int, **more: Any
 ) -> tuple[Any, ...]:
-    """A layer's kernel, tensors and attributes; `more`: dtype, image_dtype, residual, out_scale."""
+    """A layer's kernel, tensors and attributes; `more`: dtype, image_dtype, residual (stride 1), out_scale."""
     dtype, residual = more.pop("dtype", torch.float16), more.pop("residual", False)
     x = torch.empty(1, channels, height, width, dtype=more.pop("image_dtype", dtype))
     weight = torch.empty(filters, channels, taps, taps, dtype=dtype)
     pad = taps // 2
     attributes = {"strides": (stride, stride), "pads": (pad,) * 4, "activation": "relu", **more}
-    z = torch.empty(1, filters, height // stride, width // stride, dtype=torch.float16) if residual else None
+    z = torch.empty(1, filters, height, width, dtype=torch.float16) if residual else None
     scale = torch.ones(filters) if dtype == E4M3 else None
     return conv.KERNEL, (x, weight, scale, torch.ones(filters), z), attributes
 
@@ -43,6 +43,10 @@ CASES = {
     "conv 256 with a residual": layer(256, 50, 84, 256, 3, 1, residual=True),
     "conv 512": layer(512, 25, 42, 512, 3, 1),
     "conv 256 of E4M3": layer(256, 50, 84, 256, 3, 1, dtype=E4M3, out_scale=0.1, residual=True),
+    # The launcher makes constants of what is 1.
+    "conv of one row": layer(64, 1, 40, 64, 3, 1),
+    "conv of one column": layer(64, 40, 1, 64, 3, 2),
+    "conv stem of one row": layer(3, 1, 40, 64, 7, 1),
     "conv shortcut": layer(256, 200, 334, 512, 1, 2),
     "pool": pooling(),
 }

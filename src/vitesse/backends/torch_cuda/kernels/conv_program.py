@@ -86,10 +86,9 @@ def taps(
         c = step % blocks * BLOCK_K + k
         down = tap // TAPS_X * DILATION_Y
         right = tap % TAPS_X * DILATION_X
-        # One unsigned comparison for both borders: what lies above or left of the image is negative.
-        inside_y = (y0 + down).to(tl.uint32, bitcast=True) < height.to(tl.uint32)
-        inside_x = (x0 + right).to(tl.uint32, bitcast=True) < width.to(tl.uint32)
-        seen = (there & inside_y & inside_x)[:, None]
+        y = y0 + down
+        xx = x0 + right
+        seen = (there & (y >= 0) & (y < height) & (xx >= 0) & (xx < width))[:, None]
         if C_PADDED != C:
             seen = seen & (c < C)[None, :]
         places = x + ((pixel + down * width + right) * C)[:, None] + c[None, :]
