@@ -18,6 +18,11 @@ KERNELS = pytest.mark.parametrize("kernel", [KERNEL, TORCH], ids=lambda kernel: 
 TOLERANCES = {torch.float16: 1e-3, torch.float32: 2e-6}
 
 
+@pytest.fixture(autouse=True)
+def float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def inputs(
     device: Any,
     patch: int,
