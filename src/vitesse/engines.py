@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vitesse.artifact import Artifact, Store
 from vitesse.backends import GPUS, backend
+from vitesse.backends.protocol import Built
 from vitesse.backends.tensorrt.api import Api, load_api, version_of
 from vitesse.backends.tensorrt.fitness import current_device, fitness
 from vitesse.backends.tensorrt.manifest import (
@@ -149,6 +150,8 @@ def engine_for(run: Run, target: str, stage: str = "") -> Artifact:
         UsageError: another target.
         BackendError: there is none; says which engines there are, why they do not fit, and how to build one.
     """
+    if target == "torch-cuda":
+        return _torch_engine(run, stage)
     if target not in _MODULES:
         raise UsageError(f"--target {target} has no engines", expected=f"one of: {', '.join(_MODULES)}")
     device, _ = current_device()
@@ -169,6 +172,21 @@ def engine_for(run: Run, target: str, stage: str = "") -> Artifact:
         expected="one for this GPU, driver and version of the library",
         cause="" if said else "none was built",
         fix=f"vitesse build {run.folder} --target {target}{suffix}" + (f" --stage {stage}" if stage else ""),
+    )
+
+
+def _torch_engine(run: Run, stage: str) -> Artifact:
+    """The newest engine of `torch-cuda`, of one step if it is named; it loads on every GPU, and says what differs."""
+    from vitesse.backends.torch_cuda.archive import newest_engine
+
+    wanted = select(run, "torch-cuda", stage).artifact.sha256 if stage else ""
+    found = newest_engine(run.folder / ENGINES, wanted)
+    if found is not None:
+        return found
+    raise BackendError(
+        f"{run.folder} has no torch-cuda engine{f' of the step {stage}' if stage else ''}",
+        cause="none was built",
+        fix=f"vitesse build {run.folder} --target torch-cuda" + (f" --stage {stage}" if stage else ""),
     )
 
 
@@ -254,12 +272,31 @@ def _capabilities(order: Order) -> tuple[str, ...]:
 def _for_runtime(order: Order, graph: Graph) -> EngineRow:
     """Let a runtime that reads ONNX write the graph as it likes it."""
     row, artifact = _begun(EngineRow(order.target, ""), graph)
-    runtime = backend(order.target)
     try:
-        made = runtime.build(artifact, Store(order.folder))
+        made = (
+            _made_for_torch(order, artifact)
+            if order.target == "torch-cuda"
+            else _made_as_it_likes(order, artifact)
+        )
     except VitesseError as error:
         return replace(row, refusal=str(error))
     return replace(row, artifact=made.artifact, changes=made.changes, notes=made.notes)
+
+
+def _made_as_it_likes(order: Order, artifact: Artifact) -> Built:
+    return backend(order.target).build(artifact, Store(order.folder))
+
+
+def _made_for_torch(order: Order, artifact: Artifact) -> Built:
+    """Plan the smallest, usual and largest shape of every profile, with kernels that are measured on this GPU."""
+    backend(order.target)  # says what is missing where torch is not installed
+    # Imported here because torch takes seconds to load and other targets do without it.
+    from vitesse.backends.torch_cuda import backend as torch_cuda
+    from vitesse.backends.torch_cuda.building import BuildOptions as PlanOptions
+
+    profiles = parse_shapes(order.shapes) if order.shapes else ()
+    options = PlanOptions(profiles=profiles, batch=order.batch, command=order.command)
+    return torch_cuda.TorchCudaBackend().build_for(artifact, Store(order.folder), options)
 
 
 def _plan(order: Order, api: Api, row: EngineRow, artifact: Artifact, progress: Progress) -> EngineRow:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tiny_onnx import SPEC
-from vitesse.backends.torch_cuda.archive import Archive, pack, unpack
+from vitesse.backends.torch_cuda.archive import Archive, newest_engine, pack, unpack
 from vitesse.backends.torch_cuda.manifest import ArchiveError, EngineManifest, manifest_of
 from vitesse.errors import BackendError
 
@@ -150,3 +150,17 @@ def test_a_manifest_that_was_edited_is_refused(change: dict[str, object]) -> Non
     raw = {**json.loads(MANIFEST.to_json()), **change}
     with pytest.raises(ArchiveError, match=r"cannot read the manifest in engine.torchcuda"):
         manifest_of(json.dumps(raw), "engine.torchcuda")
+
+
+def test_the_newest_engine_of_a_graph_is_found_and_damaged_ones_do_not_count(tmp_path: Path) -> None:
+    assert newest_engine(tmp_path) is None
+    for number, (graph, created) in enumerate((("aa", "2026-01"), ("bb", "2026-03"), ("aa", "2026-02"))):
+        manifest = replace(MANIFEST, onnx_sha256=graph, created=created)
+        (tmp_path / f"{number}.torchcuda").write_bytes(pack(replace(WHOLE, manifest=manifest)))
+    (tmp_path / "9.torchcuda").write_bytes(b"no engine")
+    newest, of_aa = newest_engine(tmp_path), newest_engine(tmp_path, "aa")
+    assert newest is not None
+    assert of_aa is not None
+    assert (newest.path.name, of_aa.path.name) == ("1.torchcuda", "2.torchcuda")
+    assert newest.backend == "torch-cuda"
+    newest.check()

@@ -19,7 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vitesse.artifact import Artifact, Provenance
 from vitesse.backends.torch_cuda.manifest import ArchiveError, EngineManifest, manifest_of
+from vitesse.storage import sha256_of
 
 SUFFIX = ".torchcuda"
 MODEL, TACTICS, MANIFEST, KERNELS = "model.onnx", "tactics.json", "manifest.json", "triton/"
@@ -79,6 +81,44 @@ def unpack(path: Path) -> Archive:
     _check_hashes(path, parts, manifest)
     kernels = {name.removeprefix(KERNELS): part for name, part in parts.items() if name.startswith(KERNELS)}
     return Archive(manifest, parts[MODEL], tactics, kernels)
+
+
+def read_manifest(path: Path) -> EngineManifest:
+    """Read the manifest alone, unchecked against the rest; raises ArchiveError as `unpack`."""
+    try:
+        with zipfile.ZipFile(path) as file, file.open(MANIFEST) as entry:
+            text = entry.read(_LARGEST_TEXT).decode()
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        raise _damaged(path, str(error)) from error
+    return manifest_of(text, str(path))
+
+
+def newest_engine(folder: Path, onnx_sha256: str = "") -> Artifact | None:
+    """Return the engine of a folder that was built last, of one graph if it is named; None where there is none.
+
+    A file that is no engine, or is damaged, does not count.
+    """
+    found: list[tuple[str, Path, EngineManifest]] = []
+    for path in folder.glob(f"*{SUFFIX}"):
+        try:
+            manifest = read_manifest(path)
+        except ArchiveError:
+            continue
+        found.append((manifest.created, path, manifest))
+    wanted = [entry for entry in found if onnx_sha256 in ("", entry[2].onnx_sha256)]
+    if not wanted:
+        return None
+    _, path, manifest = max(wanted, key=lambda entry: entry[:2])
+    provenance = Provenance("build:torch-cuda", manifest.onnx_sha256)
+    return Artifact(path, sha256_of(path), path.stat().st_size, manifest.spec, provenance, "torch-cuda")
 
 
 def _parts(path: Path, file: zipfile.ZipFile) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -19,8 +20,8 @@ from vitesse.backends.torch_cuda.measure import microseconds
 from vitesse.errors import BackendError, ModelError, VitesseError
 
 PLAIN = Tactic("plain")
-# Compilers run beside Python; more at once than this gain nothing.
-_COMPILING = 8
+# Triton's compiler runs beside Python: as many at once as there are cores.
+_COMPILING = max(4, os.cpu_count() or 1)
 MOST_TACTICS = 32
 # Elements from which on a better alignment of an offset changes nothing for a kernel.
 _ALIGNED = 64
