@@ -148,7 +148,8 @@ def _all(m: int, n: int, k: int, item_bytes: int, descriptors: bool) -> list[Gem
     operands = "descriptors" if descriptors else "pointers"
     made = []
     for block_m, block_n, warps, stages, _ in TILES:
-        if block_m >= 2 * _padded(m) or block_n >= 2 * _padded(n):
+        # The lowest tiles are 64 columns wide: without them few rows of few columns would have none.
+        if block_m >= 2 * _padded(m) or block_n >= 2 * max(64, _padded(n)):
             continue
         for split in _splits(k, block_k):
             made.append(GemmConfig(block_m, block_n, block_k, warps, stages, split, operands=operands))
