@@ -201,7 +201,8 @@ _READERS: dict[str, Callable[[ir.Model, Layer, ir.Node, ir.Value], Layer | None]
 def _scaled(array: Array, factor: Array | np.float64) -> Array:
     """array · factor in float64, rounded once; raises LeftAlone where the type has not the digits left for it."""
     exact = wide(array) * factor
-    rounded: Array = exact.astype(array.dtype)
+    with np.errstate(over="ignore"):
+        rounded: Array = exact.astype(array.dtype)
     axis = 0 if exact.ndim > 1 else None
     if not np.all(np.abs(wide(rounded) - exact).max(axis) <= _ROUNDING * np.abs(exact).max(axis)):
         raise LeftAlone(f"a factor would leave the weights too few digits in {array.dtype}")

@@ -90,7 +90,8 @@ def _moved(layer: Layer, total: ir.Value, x: ir.Value, added: Array) -> tuple[La
     product = wide(added) @ wide(weight)
     if bias is not None:
         product = product + wide(bias)
-    rounded = product.astype(dtype_named(layer.out_dtype))
+    with np.errstate(over="ignore"):
+        rounded = product.astype(dtype_named(layer.out_dtype))
     if not np.isfinite(wide(rounded)).all():
         raise LeftAlone(f"what the positions add exceeds {layer.out_dtype}")
     return replace(layer, x=x, bias=None), rounded
