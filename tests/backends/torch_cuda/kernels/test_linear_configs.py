@@ -23,13 +23,17 @@ SHAPES = [
     (8400, 256, 2048),
     (100, 256, 256),
     (800, 92, 256),
+    (100, 4, 256),
+    (1, 1, 8),
+    (1, 24, 5),
 ]
 
 
 @pytest.mark.parametrize("m, n, k", SHAPES)
 @pytest.mark.parametrize("item_bytes", [1, 2])
-def test_every_shape_gets_a_few_distinct_configurations_that_fit(m, n, k, item_bytes):
-    found = choices(m, n, k, item_bytes, 132, descriptors=True, dependent=True)
+@pytest.mark.parametrize("residual", [False, True])
+def test_every_shape_gets_a_few_distinct_configurations_that_fit(m, n, k, item_bytes, residual):
+    found = choices(m, n, k, item_bytes, 132, descriptors=True, dependent=True, residual=residual)
     assert 3 <= len(found) <= 12
     assert len(set(found)) == len(found)
     for one in found:

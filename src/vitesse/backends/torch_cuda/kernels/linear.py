@@ -69,47 +69,33 @@ def launch(
         x = x.clone(memory_format=torch.contiguous_format)
     stored = described and _describable(out) and config.block_n * out.element_size() >= TMA_BYTES
     rows = m if residual_rows is None else residual_rows
-    tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
-    shared = (
+    operands = (
         _described(x, config.block_m, config.block_k) if described else x,
         _described(weight, config.block_n, config.block_k) if described else weight,
         _described(out, config.block_m, config.block_n) if stored else out,
-        scale,
-        bias,
-        residual,
+        *(scale, bias, residual),
     )
     sizes = (m, n, k, x.stride(0), out.stride(0), 0 if residual is None else residual.stride(0), rows)
-    constants: dict[str, Any] = {
+    numbers = (*sizes, 1.0 / out_scale if out_scale > 0 else 1.0)
+    constants = _tile(config) | {
         "ACTIVATION": activation,
         "APPROXIMATE": approximate(out.dtype),
         "RESIDUAL_FIRST": residual_first,
         "SHARED_ROWS": rows != m,
-        "DESCRIPTORS": described,
         "OUT_DESCRIPTOR": stored,
         "EVEN_K": k % config.block_k == 0,
         "PROMOTED": None if config.fast_sum or x.dtype != E4M3 else config.block_k,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "GROUP": config.group,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
     }
-    inverse = 1.0 / out_scale if out_scale > 0 else 1.0
+    tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
     if config.persistent:
         programs = min(tiles, _multiprocessors(x.device))
-        persistent_gemm[(programs,)](*shared, *sizes, inverse, PROGRAMS=programs, **constants)
+        persistent_gemm[(programs,)](*operands, *numbers, PROGRAMS=programs, **constants)
         return
-    split = config.split_k
     partial = None
-    if split > 1:
-        partial = torch.empty(split * m * n, dtype=torch.float32, device=x.device)
+    if config.split_k > 1:
+        partial = torch.empty(config.split_k * m * n, dtype=torch.float32, device=x.device)
         arrived = counters(config, m, n, x.device) if arrived is None else arrived
-    dependent = config.dependent and not INTERPRETED
-    if dependent:
-        constants["launch_pdl"] = True
-    counted = (partial, arrived if split > 1 else None)
-    gemm[(tiles, split)](*shared, *counted, *sizes, inverse, SPLIT=split, DEPENDENT=dependent, **constants)
+    gemm[(tiles, config.split_k)](*operands, partial, arrived, *numbers, **_launched(config), **constants)
 
 
 class TritonLinear:
@@ -182,6 +168,26 @@ class TritonLinear:
             return (out,)
 
         return run
+
+
+def _tile(config: GemmConfig) -> dict[str, Any]:
+    """What both kernels take of a configuration, and how it is compiled."""
+    return {
+        "DESCRIPTORS": config.operands == "descriptors",
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "GROUP": config.group,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
+
+
+def _launched(config: GemmConfig) -> dict[str, Any]:
+    """What `gemm` alone takes of a configuration."""
+    dependent = config.dependent and not INTERPRETED
+    early = {"launch_pdl": True} if dependent else {}
+    return {"SPLIT": config.split_k, "DEPENDENT": dependent, **early}
 
 
 def _describable(tensor: Tensor) -> bool:

@@ -149,7 +149,7 @@ def _all(m: int, n: int, k: int, item_bytes: int, descriptors: bool) -> list[Gem
     made = []
     for block_m, block_n, warps, stages, _ in TILES:
         # The lowest tiles are 64 columns wide: without them few rows of few columns would have none.
-        if block_m >= 2 * _padded(m) or block_n >= 2 * max(64, _padded(n)):
+        if block_m > _padded(m) or block_n > _padded(n):
             continue
         for split in _splits(k, block_k):
             made.append(GemmConfig(block_m, block_n, block_k, warps, stages, split, operands=operands))
@@ -166,7 +166,8 @@ def _splits(k: int, block_k: int) -> list[int]:
 
 
 def _padded(length: int) -> int:
-    return max(16, 1 << (length - 1).bit_length())
+    """The largest side of a tile that is worth trying: the next power of two, and 64 at least."""
+    return max(64, 1 << (length - 1).bit_length())
 
 
 def _holds_residual(config: GemmConfig) -> bool:
