@@ -142,8 +142,9 @@ def _with_positions(tokens: _Tokens, node: ir.Node) -> _Tokens | None:
 
 
 def _with_front(tokens: _Tokens, node: ir.Node) -> _Tokens | None:
-    if attribute(node, "axis", 0) not in (1, -2) or node.inputs[-1] is not tokens.value:
+    if attribute(node, "axis", 0) not in (1, -2):
         return None
+    # Where all but the last are constant, the last are the tokens so far.
     fronts = [constant(value) for value in node.inputs[:-1]]
     rows = [None if front is None else _for_every_image(wide(front)) for front in fronts]
     known = [row for row in rows if row is not None]
