@@ -295,6 +295,31 @@ def test_a_candidate_that_takes_too_long_is_not_finished_and_the_others_go_on(
     assert list(found["samples"]) == ["torch eager"]
 
 
+def test_what_was_not_compiled_ahead_is_not_tried_in_the_race(
+    program: ModuleType, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling = gpu_module("compiling")
+    late = {"vit_tiny:1 torch.compile": "not finished in 9 s", "vit_tiny:1 torch.compile max-autotune": 8.0}
+    assert compiling.unready(late) == {
+        "vit_tiny:1 torch.compile": "not finished in 9 s",
+        "vit_tiny:1 torch.compile reduce-overhead": "not finished in 9 s",
+    }
+    monkeypatch.setattr(compiling, "compile_all", lambda *_: late)
+    out = tmp_path / "race.json"
+    peers = "torch.compile,torch.compile reduce-overhead,torch eager"
+    program.main(arguments(made, out, "--rows", "vit_tiny:1:fp32", "--peers", peers, "--without-ours"))
+    found = json.loads(out.read_text())["groups"]["vit_tiny:1"]
+    assert set(found["refused"].values()) == {"not finished in 9 s"}
+    assert len(found["refused"]) == 2
+    assert list(found["samples"]) == ["torch eager"]
+
+
+def test_compiling_apart_ends_with_its_time(tmp_path: Path) -> None:
+    group = gpu_module("race").Group("vit_tiny", 1, ("fp32",))
+    said = gpu_module("compiling").compiled_apart(group, "torch.compile", tmp_path, 0.3)
+    assert said == "not finished in 0.3 s"
+
+
 def test_a_wrong_candidate_is_refused_before_it_is_timed(
     program: ModuleType, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

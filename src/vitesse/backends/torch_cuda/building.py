@@ -20,6 +20,7 @@ from vitesse.backends.tensorrt.options import Profile
 from vitesse.backends.tensorrt.profiles import default_profiles
 from vitesse.backends.torch_cuda.archive import SUFFIX, Archive, pack
 from vitesse.backends.torch_cuda.candidates import Kernels, kernels
+from vitesse.backends.torch_cuda.compiling import Compilers
 from vitesse.backends.torch_cuda.device import versions
 from vitesse.backends.torch_cuda.manifest import EngineManifest, Shapes
 from vitesse.backends.torch_cuda.plan import Making, Plan
@@ -78,8 +79,10 @@ def build_engine(
     found = found or kernels()
     wanted = shapes_for(artifact, model, options)
     cache = TacticCache(versions(device))
-    with TURNS.capturing(), torch.no_grad():
-        made = _planned(artifact, model, wanted, device, cache, found, options, progress or Silent())
+    with TURNS.capturing(), torch.no_grad(), Compilers(device) as compilers:
+        made = _planned(
+            artifact, model, wanted, device, cache, found, options, progress or Silent(), compilers
+        )
         compiled = _compiled(model, made.shapes, device, cache, found)
     manifest = EngineManifest(
         made_on=cache.made_on,
@@ -148,10 +151,16 @@ def _planned(
     found: Kernels,
     options: BuildOptions,
     progress: Progress,
+    compilers: Compilers,
 ) -> _Made:
     """Plan one shape after the other; each fills the cache for those that come."""
     making = Making(
-        measure=True, check=options.check, seconds=options.seconds, most=options.tactics, kernels=found
+        measure=True,
+        check=options.check,
+        seconds=options.seconds,
+        most=options.tactics,
+        kernels=found,
+        compilers=compilers,
     )
     graph, constants = ir.from_proto(model), Constants(device)
     planned: list[Shapes] = []

@@ -1,1 +1,1 @@
-"""Kernels of the fused steps: library calls and own Triton kernels, one module for each; the table is in candidates.py."""
+"""Kernels of the fused steps: library calls and own Triton kernels, one module each; the table is in candidates.py."""

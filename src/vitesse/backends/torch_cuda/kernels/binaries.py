@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from triton import knobs  # type: ignore[import-untyped]
-from triton.runtime.cache import FileCacheManager  # type: ignore[import-untyped]
-from triton.runtime.jit import JITFunction  # type: ignore[import-untyped]
+from triton import knobs
+from triton.runtime.cache import FileCacheManager
+from triton.runtime.jit import JITFunction
 
 from vitesse.storage import write_atomically
 
@@ -39,7 +39,7 @@ def recorded(work: Callable[[], object]) -> dict[str, bytes]:
     """
     folders: set[Path] = set()
 
-    class Recording(FileCacheManager):  # type: ignore[misc]  # triton has no types
+    class Recording(FileCacheManager):  # triton has no types
         def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
             super().__init__(key, override=override, dump=dump)
             if not override and not dump:

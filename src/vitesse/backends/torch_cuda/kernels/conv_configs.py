@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vitesse.backends.torch_cuda.kernels.geometry import Geometry
@@ -24,7 +24,7 @@ TILE_CYCLES = 1500.0
 DEPTH_BYTES = 128
 # Filters of a stem's product at once, and how deep it goes at once.
 STEM_DEPTH = 32
-MOST_TAPS, MOST_BOXES = 7, 4
+MOST_TAPS, MOST_BOXES, MOST_DEPENDENT = 6, 3, 3
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,19 @@ def choices(
     for block_m, block_n, warps, stages, share in TILES:
         if block_n > max(64, _power_of_two(found.filters)) or (residual and (block_m, block_n) in SPILLING):
             continue
-        plain = ConvConfig(TAPS, block_m, block_n, depth, warps, stages, dependent=dependent)
+        plain = ConvConfig(TAPS, block_m, block_n, depth, warps, stages)
         ranked.append((_cycles(plain, found, item_bytes, sms, share), plain))
         if descriptors and found.strides == (1, 1):
             for box_x in BOX_WIDTHS[block_m]:
-                box = ConvConfig(
-                    BOXES, block_m, block_n, depth, warps, stages, box_x=box_x, dependent=dependent
-                )
+                box = ConvConfig(BOXES, block_m, block_n, depth, warps, stages, box_x=box_x)
                 # Threads that compute no addresses leave more of the peak; 5 % is a guess that puts boxes first.
                 ranked.append((_cycles(box, found, item_bytes, sms, share * 1.05), box))
     ranked.sort(key=lambda entry: entry[0])
     first = [config for _, config in ranked if config.program == TAPS][:MOST_TAPS]
     second = [config for _, config in ranked if config.program == BOXES][:MOST_BOXES]
-    return [config for _, config in ranked if config in first or config in second]
+    kept = [config for _, config in ranked if config in first or config in second]
+    # What the model does not see is tried on its favourites.
+    return kept + [replace(config, dependent=True) for config in kept[:MOST_DEPENDENT] if dependent]
 
 
 def stem_choices(found: Geometry) -> list[ConvConfig]:
