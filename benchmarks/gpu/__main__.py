@@ -100,7 +100,7 @@ def race(given: argparse.Namespace, record: Record) -> None:
     make(given, record)
     import torch
 
-    from .compiling import compile_all
+    from .compiling import compile_all, unready
     from .race import Race, groups_of
 
     rows = rows_of(given.rows)
@@ -108,7 +108,8 @@ def race(given: argparse.Namespace, record: Record) -> None:
     batches = {row.model: sorted({other.batch for other in rows if other.model == row.model}) for row in rows}
     peers = peers_of(given.peers)
     record.add("limit_s", given.limit_s)
-    record.add("compiled", compile_all(groups, peers, given.folder, given.limit_s))
+    compiled = compile_all(groups, peers, given.folder, given.limit_s)
+    record.add("compiled", compiled)
     run = Race(
         given.folder,
         torch.device(given.device),
@@ -117,6 +118,7 @@ def race(given: argparse.Namespace, record: Record) -> None:
         given.limit_s,
         batches,
         not given.without_ours,
+        unready(compiled),
     )
     for group in groups:
         try:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -22,6 +22,7 @@ from .peers import MODES, PEERS, Candidate, Setting
 from .race import Group
 
 AT_ONCE = 3
+DEFAULT, OVERHEAD = "torch.compile", "torch.compile reduce-overhead"
 
 
 def compile_all(
@@ -29,10 +30,11 @@ def compile_all(
 ) -> dict[str, str | float]:
     """Compile what the race will ask for; `GROUP LABEL` → seconds, or why there is nothing in the caches.
 
-    reduce-overhead is left out: it shares the kernels of the default mode.
+    reduce-overhead is compiled as the default mode, whose kernels it takes.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((folder / "inductor").resolve())
-    labels = [label for label in peers if MODES.get(label) not in (None, "reduce-overhead")]
+    asked = [DEFAULT if label == OVERHEAD else label for label in peers if label in MODES]
+    labels = list(dict.fromkeys(asked))
     found: dict[str, str | float] = {}
     with ThreadPoolExecutor(AT_ONCE) as several, ThreadPoolExecutor(1) as one:
         tasks = {
@@ -46,6 +48,17 @@ def compile_all(
             found[name] = task.result()
             print(f"compiled {name}: {found[name]}", flush=True)
     return found
+
+
+def unready(compiled: Mapping[str, str | float]) -> dict[str, str]:
+    """`GROUP LABEL` → why it has no place in a race; without the default mode's kernels reduce-overhead has none."""
+    found = {name: said for name, said in compiled.items() if isinstance(said, str)}
+    shared = {
+        name.removesuffix(DEFAULT) + OVERHEAD: said
+        for name, said in found.items()
+        if name.endswith(f" {DEFAULT}")
+    }
+    return found | shared
 
 
 def compiled_apart(group: Group, label: str, folder: Path, limit_s: float) -> float | str:

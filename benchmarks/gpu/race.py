@@ -54,6 +54,7 @@ class Race:
     Args:
         batches: of each model, for which its artifact is built.
         ours: False leaves out the target itself.
+        unready: `GROUP LABEL` → why a candidate is not tried: it could not be compiled ahead.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Race:
     limit_s: float
     batches: Mapping[str, Sequence[int]]
     ours: bool = True
+    unready: Mapping[str, str] = field(default_factory=dict)
     built: dict[tuple[str, str], ours.Made] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
 
@@ -74,6 +76,9 @@ class Race:
         with ExitStack() as stack:
             timed: dict[str, Candidate] = {}
             for label, begin in self._openers(group, given):
+                if f"{group.name} {label}" in self.unready:
+                    found["refused"][label] = self.unready[f"{group.name} {label}"]
+                    continue
                 print(group.name, label, flush=True)
                 try:
                     timed[label], about = self._opened(begin, stack, wanted)

@@ -78,6 +78,7 @@ _EXTRAS = {
     "openvino": {"openvino"},
     "gpu": {"cuda", "pynvml"},
     "torch": {"torch", "safetensors"},
+    "torch-cuda": {"cudnn", "nvmath"},
     "huggingface": {"transformers"},
     "timm": {"timm", "torchvision"},
     "jax": {"flax", "jax", "jax2onnx"},

@@ -39,7 +39,7 @@ def recorded(work: Callable[[], object]) -> dict[str, bytes]:
     """
     folders: set[Path] = set()
 
-    class Recording(FileCacheManager):  # triton has no types
+    class Recording(FileCacheManager):  # type: ignore[misc]  # triton has no types
         def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
             super().__init__(key, override=override, dump=dump)
             if not override and not dump:

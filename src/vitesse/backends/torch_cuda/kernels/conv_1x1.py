@@ -7,7 +7,7 @@ from torch import Tensor
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
 from vitesse.backends.torch_cuda.kernels.geometry import Geometry, channels_last, epilogue_of
 from vitesse.backends.torch_cuda.kernels.linear import KERNEL as LINEAR
-from vitesse.backends.torch_cuda.kernels.linear import counters, launch
+from vitesse.backends.torch_cuda.kernels.linear import Counters, launch
 from vitesse.backends.torch_cuda.kernels.linear_configs import GemmConfig
 
 
@@ -33,11 +33,7 @@ class TritonConv1x1:
         return [Tactic(self.name, made.config) for made in LINEAR.tactics(_rows(tensors), attributes, device)]
 
     def prepare(self, tensors: Tensors, attributes: Attributes, tactic: Tactic) -> Run:
-        """Prepack weight, scale and bias; the call computes the step.
-
-        With split_k the call keeps counters that are zero between launches: launches of one prepared call must follow
-        each other on one stream.
-        """
+        """Prepack weight, scale and bias; the call computes the step."""
         _, weight, scale, bias, _ = [*tensors, None, None, None][:5]
         assert weight is not None  # refuses() has seen it
         config = GemmConfig.of(tactic.config)
@@ -46,7 +42,7 @@ class TritonConv1x1:
         factors = None if scale is None else scale.float().expand(found.filters).contiguous()
         offsets = None if bias is None else bias.float().contiguous()
         epilogue = epilogue_of(attributes)
-        arrived = counters(config, found.pixels, found.filters, packed.device)
+        arrived = Counters(config, found.pixels, found.filters)
 
         def run(*given: Tensor | None) -> tuple[Tensor | None, ...]:
             x, _, _, _, residual = [*given, None, None, None][:5]
@@ -63,7 +59,7 @@ class TritonConv1x1:
                 out=_pixels(out),
                 out_scale=epilogue.out_scale,
                 config=config,
-                arrived=arrived,
+                arrived=arrived.here(x.device),
             )
             return (out,)
 

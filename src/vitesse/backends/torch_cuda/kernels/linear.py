@@ -27,13 +27,25 @@ def prepack(weight: Tensor) -> Tensor:
     return weight.t().contiguous()
 
 
-def counters(config: GemmConfig, m: int, n: int, device: torch.device) -> Tensor | None:
-    """Return the zeros by which programs that share a tile of [m, n] find the last of them; None without split_k."""
-    if config.split_k == 1:
-        return None
-    return torch.zeros(
-        triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n), dtype=torch.int32, device=device
-    )
+class Counters:
+    """Zeros by which programs that share a tile of [m, n] find the last of them; every launch leaves zeros.
+
+    Each stream has its own, made with its first launch: on one stream launches follow each other, on two they may not.
+    """
+
+    def __init__(self, config: GemmConfig, m: int, n: int) -> None:
+        self._tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
+        self._needed = config.split_k > 1
+        self._made: dict[int, Tensor] = {}
+
+    def here(self, device: torch.device) -> Tensor | None:
+        """Return those of torch's current stream; None without split_k."""
+        if not self._needed:
+            return None
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        if stream not in self._made:
+            self._made[stream] = torch.zeros(self._tiles, dtype=torch.int32, device=device)
+        return self._made[stream]
 
 
 def launch(
@@ -60,7 +72,7 @@ def launch(
         scale, bias: [N], float32.
         residual: [residual_rows, N], any float dtype; row m takes m mod residual_rows (None: all M rows are there).
         out: [M, N], elements of a row adjacent; float16, bfloat16, float32, or E4M3 with `out_scale` above 0.
-        arrived: with split_k, what `counters` returned; left as zeros. Without it new zeros are made.
+        arrived: with split_k, `Counters.here()`; left as zeros. Without it new zeros are made.
     """
     m, k = x.shape
     n = weight.shape[0]
@@ -94,7 +106,7 @@ def launch(
     partial = None
     if config.split_k > 1:
         partial = torch.empty(config.split_k * m * n, dtype=torch.float32, device=x.device)
-        arrived = counters(config, m, n, x.device) if arrived is None else arrived
+        arrived = Counters(config, m, n).here(x.device) if arrived is None else arrived
     gemm[(tiles, config.split_k)](*operands, partial, arrived, *numbers, **_launched(config), **constants)
 
 
@@ -136,17 +148,13 @@ class TritonLinear:
         return [Tactic(self.name, config.document()) for config in found]
 
     def prepare(self, tensors: Tensors, attributes: Attributes, tactic: Tactic) -> Run:
-        """Prepack the weight, scale and bias; the call computes the step.
-
-        With split_k the call keeps counters that are zero between launches: launches of one prepared call must follow
-        each other on one stream.
-        """
+        """Prepack the weight, scale and bias; the call computes the step."""
         node, epilogue = Operands.of(tensors), Epilogue.of(attributes)
         config = GemmConfig.of(tactic.config)
         n, weight = node.n, prepack(node.weight)
         scale = None if node.scale is None else node.scale.float().expand(n).contiguous()
         bias = None if node.bias is None else node.bias.float().contiguous()
-        arrived = counters(config, node.m, n, weight.device)
+        arrived = Counters(config, node.m, n)
 
         def run(x: Tensor, *others: Tensor | None) -> tuple[Tensor]:
             residual = rows_of(others[3] if len(others) > 3 else None, n)
@@ -163,7 +171,7 @@ class TritonLinear:
                 out=out.view(-1, n),
                 out_scale=epilogue.out_scale,
                 config=config,
-                arrived=arrived,
+                arrived=arrived.here(x.device),
             )
             return (out,)
 
