@@ -25,6 +25,7 @@ E4M3 = ml_dtypes.float8_e4m3fn
 def static(model: onnx.ModelProto, *shape: int, name: str = "x") -> onnx.ModelProto:
     """Specialised and checked: every value has a static shape and a type, and onnx.checker accepts the graph."""
     made = specialise(model, {name: shape or X.shape})
+    assert [value.name for value in made.graph.outputs] == [one.name for one in model.graph.output]
     for value in (*made.graph.outputs, *(value for node in made.graph for value in node.outputs)):
         assert value.shape is not None and value.shape.is_static(), value.name
         assert value.dtype is not None, value.name
