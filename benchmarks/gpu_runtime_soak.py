@@ -10,12 +10,11 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import psutil
 
 from vitesse.artifact import Artifact, Provenance
 from vitesse.backends import backend
-from vitesse.backends.cuda.bindings import cuda_driver
 from vitesse.backends.protocol import LoadOptions, Session, Tensors
+from vitesse.benchmark.memory_meter import MemoryMeter
 from vitesse.sources.onnx_file import load_onnx
 from vitesse.sources.spec_file import find_spec
 from vitesse.spec import ModelSpec
@@ -29,17 +28,17 @@ Shape = tuple[int, int, int, int]
 
 
 def soak(path: Path, runs: int) -> dict[str, Any]:
-    """Run a model with free batch, and height and width where they are free; sample device memory (whole GPU) and
-    resident host memory, in MB.
+    """Run a model with free batch, and height and width where they are free; sample the process's memory on
+    the device and on the host, in MB.
 
     Every stream begins with each shape once; then they come in random order. Every answer of every stream is
     checked against the first one of its shape.
     """
     spec = find_spec(load_onnx(path), preset=None, spec_file=None)
     artifact = Artifact(path, sha256_of(path), path.stat().st_size, spec, Provenance("soak"), "cuda")
-    with backend("cuda").load(artifact, LoadOptions()) as engine:
+    with MemoryMeter(0) as meter, backend("cuda").load(artifact, LoadOptions()) as engine:
         image = next(info for info in engine.inputs if info.name == spec.image_input)
-        watched = Watched(spec, shapes_of(image.shape), runs)
+        watched = Watched(spec, shapes_of(image.shape), runs, meter)
         began = time.perf_counter()
         with ThreadPoolExecutor(STREAMS) as pool:
             sessions = [engine.session() for _ in range(STREAMS)]
@@ -76,15 +75,14 @@ def shapes_of(free: tuple[int | str, ...]) -> list[Shape]:
 class Watched:
     """The runs of all streams, their answers, and the memory meanwhile."""
 
-    def __init__(self, spec: ModelSpec, shapes: list[Shape], runs: int) -> None:
-        self.spec, self.shapes, self.runs = spec, shapes, runs
+    def __init__(self, spec: ModelSpec, shapes: list[Shape], runs: int, meter: MemoryMeter) -> None:
+        self.spec, self.shapes, self.runs, self._meter = spec, shapes, runs, meter
         self.done = self.wrong = 0
         self.curve: list[list[float]] = []
         most = max(int(np.prod(shape)) for shape in shapes)
         self._pixels = np.random.default_rng(0).standard_normal(most).astype(np.float32)
         self._first: dict[Shape, dict[str, np.ndarray]] = {}
         self._lock = Lock()
-        self._process, self._driver = psutil.Process(), cuda_driver()
 
     def stream(self, number: int, session: Session) -> None:
         order = random.Random(number)
@@ -106,7 +104,6 @@ class Watched:
         with self._lock:
             turn, self.done, self.wrong = self.done, self.done + 1, self.wrong + wrong
             if turn % (self.runs // SAMPLES or 1) == 0 or turn == self.runs - 1:
-                free, total = self._driver.memory()
-                resident = self._process.memory_info().rss
-                self.curve.append([turn, round((total - free) / 1e6, 1), round(resident / 1e6, 1)])
+                device, host = self._meter.device_mb(), self._meter.host_mb()
+                self.curve.append([turn, round(device or 0.0, 1), round(host or 0.0, 1)])
                 print(*self.curve[-1], f"{self.wrong} wrong", flush=True)

@@ -179,4 +179,4 @@ def soak_table(record: Found) -> str:
             f"{found['seconds']:.0f} s, {found['graphs']} CUDA graphs{why}; answers that differ from the first one of "
             f"their shape: {found['wrong']}."
         )
-    return "\n".join([*lines, *said, "\nDevice memory is that of the whole GPU.", origin(record)])
+    return "\n".join([*lines, *said, "\nMemory is that of the process.", origin(record)])

@@ -62,7 +62,10 @@ def test_an_unknown_target_lists_the_known_ones() -> None:
     with pytest.raises(UsageError) as caught:
         targets("gpu")
     assert caught.value.what == "unknown target 'gpu'"
-    assert caught.value.expected == "one of: cpu, onnxruntime, openvino, cuda, tensorrt, tensorrt-rtx, torch-cuda"
+    assert (
+        caught.value.expected
+        == "one of: cpu, onnxruntime, openvino, cuda, tensorrt, tensorrt-rtx, torch-cuda"
+    )
 
 
 def test_every_target_names_backends_of_the_table() -> None:

@@ -20,7 +20,7 @@ from vitesse.backends.torch_cuda.archive import unpack
 from vitesse.backends.torch_cuda.backend import TorchCudaBackend
 from vitesse.backends.torch_cuda.building import BuildOptions
 from vitesse.backends.torch_cuda.comparing import relative_error
-from vitesse.backends.torch_cuda.measure import microseconds
+from vitesse.backends.torch_cuda.measure import capture, microseconds
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch"
@@ -155,3 +155,18 @@ def test_a_slower_call_measures_slower_and_one_that_synchronises_is_infinite() -
         0.05,
     )
     assert 0 < times[0] < times[1] < times[2] == float("inf")
+
+
+def test_a_capture_that_fails_leaves_torch_as_it_was() -> None:
+    stream = torch.cuda.Stream()
+    with pytest.raises(RuntimeError):
+        capture(lambda: torch.ones(3, device="cuda").sum().item(), stream, torch.cuda.graph_pool_handle())
+    drawn = torch.randn(1000, device="cuda")
+    assert drawn.std() > 0.5
+    with torch.cuda.stream(stream):
+        graph, made = capture(
+            lambda: torch.full((2,), 7.0, device="cuda"), stream, torch.cuda.graph_pool_handle()
+        )
+        graph.replay()
+    stream.synchronize()
+    assert made.tolist() == [7.0, 7.0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -126,9 +126,21 @@ def capture(
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             made = work()
-        finally:
             graph.capture_end()
+        except BaseException:
+            _abandon(graph)
+            raise
     return graph, made
+
+
+def _abandon(graph: torch.cuda.CUDAGraph) -> None:
+    """End a capture that failed. Torch's random generators stay in capture until one has ended well."""
+    with suppress(RuntimeError):
+        graph.capture_end()
+    after = torch.cuda.CUDAGraph()
+    after.capture_begin(capture_error_mode="thread_local")
+    torch.zeros(1, device="cuda")
+    after.capture_end()
 
 
 def stream_on(device: torch.device) -> torch.cuda.Stream:

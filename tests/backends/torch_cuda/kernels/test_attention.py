@@ -246,9 +246,10 @@ def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
     assert said(device=AMPERE, out_scale=0.1) == "E4M3 output on compute capability 8.0: needs 8.9"
     assert said(scale=-0.25) == "scale -0.25: needs a positive one"
     assert said(head_size=512) == "heads of 512 and 16 channels: at most 256"
-    assert "torch.float32" in said((x, x.float(), x)) and "one of float16, bfloat16, float32" in said(
+    assert "torch.float32" in said((x, x.float(), x)) and "float16 or bfloat16 for all" in said(
         (x, x.float(), x)
     )
+    assert "float16 or bfloat16 for all" in said((x.float(),) * 3)
     assert said((x, x, x, torch.empty(37, 37, dtype=torch.int64, device="meta"))).startswith(
         "mask of type torch.int64"
     )

@@ -17,7 +17,7 @@ from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run,
 from vitesse.backends.torch_cuda.kernels import attention_kernel
 from vitesse.backends.torch_cuda.steps import E4M3
 
-INPUTS = (torch.float16, torch.bfloat16, torch.float32)
+INPUTS = (torch.float16, torch.bfloat16)
 MASKS = (torch.bool, *INPUTS)
 WIDEST = 256
 # What one program may take of the 227 KB that it can address on compute capability 9.0, by the estimate of `_shared`.
@@ -45,7 +45,7 @@ class TritonAttention:
                 f"E4M3 output on compute capability {device.capability[0]}.{device.capability[1]}: needs 8.9"
             )
         if q.dtype not in INPUTS or not q.dtype == k.dtype == v.dtype:
-            return f"types {q.dtype}, {k.dtype}, {v.dtype}: needs one of float16, bfloat16, float32 for all"
+            return f"types {q.dtype}, {k.dtype}, {v.dtype}: needs float16 or bfloat16 for all"
         if mask is not None and (mask.dtype not in MASKS or mask.ndim > 4):
             return f"mask of type {mask.dtype} and shape {tuple(mask.shape)}: needs bool or float, at most four axes"
         if max(attributes["head_size"], attributes["value_size"]) > WIDEST:

@@ -256,8 +256,7 @@ class _Prepared:
         out = torch.empty((*x.shape[:-1], self._n), dtype=self._out, device=x.device)
         workspace = torch.empty(max(self._workspace_bytes, 1), dtype=torch.uint8, device=x.device)
         residual = rows_of(others[3] if len(others) > 3 else None, self._n)
-        # C is not read where beta is 0, and D in 16 bits may stand for it.
-        added = out if residual is None else _aligned(residual)
+        added = self._unread(out) if residual is None else _aligned(residual)
         it = self._described
         lt.matmul(
             handle(),
@@ -278,6 +277,10 @@ class _Prepared:
             torch.cuda.current_stream(x.device).cuda_stream,
         )
         return (out,)
+
+    def _unread(self, out: Tensor) -> Tensor:
+        """What stands for C, which is not read where beta is 0: D, unless it is too short, for C has 16 bits."""
+        return out if self._out.itemsize > 1 else torch.empty_like(out, dtype=torch.float16)
 
     def _point(self, attribute: str, tensor: Tensor) -> None:
         kept = _aligned(tensor)

@@ -26,6 +26,8 @@ MOST_WORKSPACE_BYTES = 256 * 2**20
 # Channels of an E4M3 convolution, in and out, are a multiple of this.
 E4M3_CHANNELS = 16
 # Numbers from here on are of engines that the Python package compiles itself, with libraries that are not asked for.
+# What the frontend calls a knob that it has no name for; a plan that is asked for without it takes the default.
+UNNAMED = "NOT_SET"
 FIRST_PYTHON_ENGINE = 10_000
 
 TYPES = {
@@ -154,9 +156,8 @@ class ConvGraph:
         for index in range(self._graph.get_execution_plan_count()):
             engine, knobs = self._graph.get_engine_and_knobs_at_index(index)
             if 0 <= engine < FIRST_PYTHON_ENGINE:
-                found.append(
-                    {"engine": int(engine), "knobs": {knob.name: int(knobs[knob]) for knob in knobs}}
-                )
+                named = {knob.name: int(knobs[knob]) for knob in knobs if knob.name != UNNAMED}
+                found.append({"engine": int(engine), "knobs": named})
         return [config for index, config in enumerate(found) if config not in found[:index]]
 
     def build(self, config: Mapping[str, Any]) -> tuple[int, int]:
