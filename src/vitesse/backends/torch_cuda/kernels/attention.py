@@ -18,7 +18,7 @@ from vitesse.backends.torch_cuda.kernels import attention_kernel
 from vitesse.backends.torch_cuda.steps import E4M3
 
 INPUTS = (torch.float16, torch.bfloat16)
-MASKS = (torch.bool, *INPUTS)
+MASKS = (torch.bool, *INPUTS, torch.float32)
 WIDEST = 256
 # What one program may take of the 227 KB that it can address on compute capability 9.0, by the estimate of `_shared`.
 SHARED_BYTES = 160 * 1024
