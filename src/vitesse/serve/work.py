@@ -1,0 +1,70 @@
+"""One request's work on its way through queue, batch and session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Arrays = Mapping[str, Array]
+# Work of equal keys may share a batch: names, dtypes and shapes without the first axis.
+Key = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What came of a request's work; arrays are the request's own and stay valid.
+
+    Args:
+        outputs: by name, the first axis is that of the request's feeds.
+        queue_s: from its arrival to the start of the run; infer_s: of the run; device_ms: of it, on the GPU.
+        batch: items that ran together; worker: which session ran them.
+    """
+
+    outputs: Arrays
+    queue_s: float
+    infer_s: float
+    batch: int
+    worker: int
+    device_ms: float | None = None
+
+
+@dataclass(eq=False)
+class Work:
+    """Feeds with one or more items on the first axis, and the future that gets `Executed` or a `Refusal`.
+
+    Args:
+        arrived, deadline: seconds of the server's clock (monotonic); after the deadline it is never executed.
+        request_id: for logs.
+    """
+
+    feeds: Arrays
+    arrived: float
+    deadline: float
+    request_id: str = ""
+    done: Future[Executed] = field(default_factory=Future)
+
+    @property
+    def items(self) -> int:
+        """How many items it has."""
+        return int(next(iter(self.feeds.values())).shape[0])
+
+    @property
+    def key(self) -> Key:
+        """What work must share to run in one batch."""
+        return tuple(
+            (name, array.dtype.name, tuple(array.shape[1:])) for name, array in sorted(self.feeds.items())
+        )
+
+
+class Executor(Protocol):
+    """Runs work for one variant of the model: a pool of sessions, or a stand-in."""
+
+    def submit(self, work: Work) -> None:
+        """Take work; raises Refusal 503 "queue_full" at once where there is no room. `work.done` ends in any case."""
+        ...
