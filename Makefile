@@ -45,7 +45,7 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet -e '.[optimize,openvino,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[optimize,openvino,serve,video,dev]'
 	# Optional: TensorRT for RTX builds engines without a GPU; its tests skip where the package index has none. The stubs
 	# would bring TensorRT itself along.
 	$(BIN)/python -m pip install --quiet -e '.[tensorrt-rtx]' || echo "no TensorRT for RTX: its tests will skip"

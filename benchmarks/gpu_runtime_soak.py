@@ -23,6 +23,8 @@ from vitesse.storage import sha256_of
 BATCHES = (1, 2, 3, 4)
 SIDES = (160, 224, 288)
 STREAMS = 2
+# Runs of one shape before the next comes.
+STRETCH = 50
 SAMPLES = 200
 Shape = tuple[int, int, int, int]
 
@@ -31,8 +33,9 @@ def soak(path: Path, runs: int) -> dict[str, Any]:
     """Run a model with free batch, and height and width where they are free; sample the process's memory on
     the device and on the host, in MB.
 
-    Every stream begins with each shape once; then they come in random order. Every answer of every stream is
-    checked against the first one of its shape.
+    Every stream begins with each shape once; then they come in random order, each for a while, as cameras do: at
+    every change of the image size the runtime plans its convolutions anew. Every answer of every stream is checked
+    against the first one of its shape.
     """
     spec = find_spec(load_onnx(path), preset=None, spec_file=None)
     artifact = Artifact(path, sha256_of(path), path.stat().st_size, spec, Provenance("soak"), "cuda")
@@ -87,7 +90,10 @@ class Watched:
     def stream(self, number: int, session: Session) -> None:
         order = random.Random(number)
         for turn in range(self.runs // STREAMS):
-            shape = self.shapes[turn] if turn < len(self.shapes) else order.choice(self.shapes)
+            if turn < len(self.shapes):
+                shape = self.shapes[turn]
+            elif turn % STRETCH == 0:
+                shape = order.choice(self.shapes)
             outputs = session.run(self._feeds(shape)).outputs
             with self._lock:
                 known = self._first.setdefault(shape, {name: value.copy() for name, value in outputs.items()})
