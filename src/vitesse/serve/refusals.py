@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: context managers set an exception's traceback
 class Refusal(Exception):
     """Raised anywhere on a request's way; the app answers `{"error": text, "code": code}` with the status.
 
