@@ -1,0 +1,104 @@
+"""The server's log: one JSON object a line, with a closed set of fields, and neither a key nor a body in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import sys
+from datetime import UTC, datetime
+from typing import Final, TextIO
+
+NAME: Final = "vitesse.serve"
+# In the order in which they are written; whatever else a record carries is left out.
+FIELDS: Final = ("request_id", "route", "status", "ms", "served_by", "batch")
+LONGEST_TEXT: Final = 2000
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_CREDENTIALS = re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\",;]+")
+
+
+class JsonLines(logging.Formatter):
+    """Writes `time` (UTC, RFC 3339), `level`, the FIELDS that a record has, and `text`.
+
+    Line breaks are escaped by JSON, so that a text from outside cannot forge a line. What follows "Bearer" or "Basic"
+    is struck out, in case a library logs headers; our own code never passes them here.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without its end."""
+        text = record.getMessage()
+        if record.exc_info:
+            text = f"{text}\n{self.formatException(record.exc_info)}"
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+        }
+        for name in FIELDS:
+            value = getattr(record, name, None)
+            if value is not None:
+                line[name] = _struck_out(value) if isinstance(value, str) else value
+        line["text"] = _struck_out(text)[:LONGEST_TEXT]
+        return json.dumps(line, default=str)
+
+
+def configure(stream: TextIO | None = None, level: int = logging.INFO) -> logging.Logger:
+    """Send the server's log, and uvicorn's errors, to a stream (standard error by default); again replaces the former.
+
+    uvicorn's own access log is silenced: it prints raw paths, which come from clients.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in (NAME, "uvicorn.error", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler] if name != "uvicorn.error" else []
+        logger.setLevel(level)
+        logger.propagate = name == "uvicorn.error"
+    access = logging.getLogger("uvicorn.access")
+    access.handlers, access.propagate = [], False
+    return logging.getLogger(NAME)
+
+
+def request_id(header: str | None) -> str:
+    """Return the client's X-Request-Id if it is sane (1 to 64 of letters, digits and `._:-`), else a new one."""
+    if header is not None and _SANE_ID.fullmatch(header):
+        return header
+    return secrets.token_hex(8)
+
+
+def log_request(
+    request_id: str,
+    route: str,
+    status: int,
+    seconds: float,
+    *,
+    served_by: str | None = None,
+    batch: int | None = None,
+    text: str = "",
+) -> None:
+    """Write the line of one answered request.
+
+    Args:
+        route: the template ("/v1/detect", "/v2/models/{model}/infer"), never the path that came.
+        status: of HTTP; 5xx is an ERROR, but 503 and 4xx are WARNINGs: the server is well. seconds: to the answer.
+        served_by: the variant. batch: items that ran together. text: the refusal's sentence.
+    """
+    level = (
+        logging.INFO if status < 400 else logging.WARNING if status < 500 or status == 503 else logging.ERROR
+    )
+    logger = logging.getLogger(NAME)
+    if logger.isEnabledFor(level):
+        fields = {
+            "request_id": request_id,
+            "route": route,
+            "status": status,
+            "ms": round(seconds * 1e3, 2),
+            "served_by": served_by,
+            "batch": batch,
+        }
+        logger.log(level, "%s", text or "answered", extra=fields)
+
+
+def _struck_out(text: str) -> str:
+    return _CREDENTIALS.sub(r"\1 [struck out]", text)
