@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from threading import local
 
 import torch
 
@@ -15,6 +16,8 @@ from vitesse.backends.torch_cuda.candidates import DeviceFacts
 LEAST_CAPABILITY = (7, 0)
 # cuBLASLt has no version that torch tells; the package that brings it has, under a name for each CUDA release.
 _CUBLAS_PACKAGES = ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")
+
+_bound = local()
 
 
 def device_of(kind: str, number: int = 0) -> torch.device:
@@ -60,6 +63,30 @@ def differences(made: Mapping[str, str], here: Mapping[str, str]) -> tuple[str, 
         for name in dict.fromkeys((*made, *here))
         if made.get(name, "") != here.get(name, "")
     )
+
+
+@contextmanager
+def working_on(device: torch.device) -> Iterator[None]:
+    """Make a GPU the current one of this thread, its context bound, with gradients off; on the CPU the last alone."""
+    if device.type != "cuda":
+        with torch.no_grad():
+            yield
+        return
+    with torch.cuda.device(device), torch.no_grad():
+        bind(device)
+        yield
+
+
+def bind(device: torch.device) -> None:
+    """Bind the context of a GPU to this thread, once: driver calls, such as those for TMA descriptors, need one.
+
+    A new thread has none until its first call of the CUDA runtime, and to make device 0 the current one, which it is
+    already, is no such call.
+    """
+    known: set[torch.device] = _bound.__dict__.setdefault("devices", set())
+    if device not in known:
+        torch.cuda.current_stream(device).query()
+        known.add(device)
 
 
 @contextmanager

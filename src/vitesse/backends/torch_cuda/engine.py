@@ -19,6 +19,7 @@ from vitesse.backends.closing import Closing
 from vitesse.backends.protocol import LoadOptions
 from vitesse.backends.refusal import refusal
 from vitesse.backends.torch_cuda.candidates import Kernels, kernels
+from vitesse.backends.torch_cuda.device import working_on
 from vitesse.backends.torch_cuda.execute import Plain
 from vitesse.backends.torch_cuda.operators import operator_of
 from vitesse.backends.torch_cuda.plan import Making, Plan
@@ -117,7 +118,7 @@ class TorchCudaEngine(Closing):
             BackendError: runs of these shapes have none: loaded with `plain`, or a shape depends on values.
         """
         self.check_open()
-        with torch.no_grad():
+        with working_on(self.device):
             found, _ = self.program(tuple(tuple(shapes[info.name]) for info in self.inputs))
         if not isinstance(found, Plan):
             raise BackendError(

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vitesse.backends.torch_cuda.device import working_on
 from vitesse.backends.torch_cuda.measure import capture, event, milliseconds, stream_on
 
 Shape = tuple[int, ...]
@@ -78,9 +79,8 @@ class GpuLane:
     def working(self) -> ExitStack:
         """See Lane."""
         with ExitStack() as entered:
-            entered.enter_context(torch.cuda.device(self._device))
+            entered.enter_context(working_on(self._device))
             entered.enter_context(torch.cuda.stream(self.stream))
-            entered.enter_context(torch.no_grad())
             return entered.pop_all()
 
     def buffer(self, shape: Shape, dtype: torch.dtype, *, host: bool) -> Tensor:
@@ -127,7 +127,7 @@ class CpuLane:
     def working(self) -> ExitStack:
         """See Lane."""
         entered = ExitStack()
-        entered.enter_context(torch.no_grad())
+        entered.enter_context(working_on(torch.device("cpu")))
         return entered
 
     def buffer(self, shape: Shape, dtype: torch.dtype, *, host: bool) -> Tensor:
