@@ -79,6 +79,7 @@ def test_an_engine_is_built_kept_loaded_and_right(tmp_path: Path) -> None:
     assert built.artifact.path.name.startswith("torch-cuda-sm00-fp32-")
     assert built.changes["by fake"] == 1
     assert any(note.startswith("wrong dropped for 3 sizes: output 0 is off") for note in built.notes)
+    assert "3 different steps: 0 s of compiling and checking candidates, 0 s of measuring" in built.notes
     manifest = unpack(built.artifact.path).manifest
     assert manifest.shapes == ({"x": (1, 6)}, {"x": (2, 6)}, {"x": (4, 6)})
     assert manifest.command == SMALL.command
@@ -107,6 +108,17 @@ def test_loading_measures_nothing_and_a_shape_without_a_plan_is_remarked(
         (note,) = engine.notes
         assert note.startswith("x=3x6 was not planned for: 1 of ")
         assert note.endswith(f"plan it: {SMALL.command}")
+
+
+def test_a_step_that_nothing_but_plain_torch_computed_right_was_planned_for_all_the_same(
+    tmp_path: Path,
+) -> None:
+    backend = on_cpu(FakeKernel("wrong", scale=2.0))
+    built = backend.build_for(linear(tmp_path), Store(tmp_path / "engines"), SMALL)
+    with backend.load(built.artifact) as engine, engine.session() as session:
+        session.run({"x": batch(4)})
+        assert engine.notes == []
+        assert engine.plan({"x": (4, 6)}).guessed == ()
 
 
 def test_an_engine_of_another_machine_says_what_differs_and_still_computes_right(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -10,10 +13,12 @@ import torch
 from torch import Tensor
 
 from backends.torch_cuda.fake_kernels import FakeKernel, kernels_of
-from vitesse.backends.torch_cuda.candidates import Kernels, Tactic, kernels, tactic_of
+from vitesse.backends.torch_cuda import tactics
+from vitesse.backends.torch_cuda.candidates import DeviceFacts, Kernels, Run, Tactic, kernels, tactic_of
 from vitesse.backends.torch_cuda.comparing import disagreement
+from vitesse.backends.torch_cuda.problem import Problem
 from vitesse.backends.torch_cuda.steps import E4M3, linear, quantised
-from vitesse.backends.torch_cuda.tactics import PLAIN, Problem, TacticCache, choose
+from vitesse.backends.torch_cuda.tactics import PLAIN, TacticCache, choose
 from vitesse.errors import ModelError
 
 CPU = torch.device("cpu")
@@ -51,6 +56,55 @@ def test_where_every_candidate_is_wrong_the_plain_function_computes_the_step() -
     choice, run = choose(problem(), kernels_of(FakeKernel("wrong", scale=0.0)), CPU, TacticCache())
     assert choice.tactic == PLAIN
     assert bool(run(*problem().tensors)[0].any())
+
+
+def test_what_was_measured_and_what_is_a_guess_are_told_apart() -> None:
+    cache = TacticCache()
+    kernels = kernels_of(FakeKernel("wrong", scale=0.0))
+    measured, _ = choose(problem(), kernels, CPU, cache)
+    assert (measured.tactic, measured.microseconds, measured.guessed) == (PLAIN, None, False)
+    restored = TacticCache.from_json(cache.to_json())
+    assert not choose(problem(), kernels, CPU, restored, measure=False)[0].guessed
+    for rows in (6, 7):
+        assert choose(problem(rows), kernels, CPU, restored, measure=False)[0].guessed
+    assert choose(problem(), kernels_of(FakeKernel("right")), CPU, TacticCache(), measure=False)[0].guessed
+
+
+def test_the_seconds_of_compiling_and_of_measuring_are_added_up() -> None:
+    cache = TacticCache()
+    choose(problem(), kernels_of(FakeKernel("slow", delay_s=0.02)), CPU, cache)
+    assert cache.spent.compiling > 0.02
+    assert cache.spent.measuring > 0.02
+    before = replace(cache.spent)
+    choose(problem(), kernels_of(FakeKernel("slow", delay_s=0.02)), CPU, cache)
+    assert cache.spent == before, "a known step takes nothing"
+
+
+def test_every_thread_that_prepares_for_a_gpu_has_its_context_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: dict[int, list[str]] = {}
+
+    def note(what: str) -> None:
+        done.setdefault(threading.get_ident(), []).append(what)
+
+    @contextmanager
+    def working(device: torch.device) -> Iterator[None]:
+        note(f"context of {device}")
+        yield
+
+    class Noting(FakeKernel):
+        def prepare(self, *given: object) -> Run:
+            note("prepare")
+            return super().prepare(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tactics, "working_on", working)
+    monkeypatch.setattr(tactics, "_synchronise", lambda *_: None)
+    fake = Noting("fake", configs=[{"number": number} for number in range(6)])
+    offered = [(fake, tactic) for tactic in fake.tactics((), {}, DeviceFacts((9, 0), 132, "H100"))]
+    made = tactics._all_prepared(problem(), offered, torch.device("cuda", 0))
+    assert all(run is not None for run, _ in made)
+    assert threading.get_ident() not in done
+    for happened in done.values():
+        assert happened == ["context of cuda:0", "prepare"] * (len(happened) // 2)
 
 
 def test_an_equal_step_is_measured_once_and_a_known_one_never_again() -> None:

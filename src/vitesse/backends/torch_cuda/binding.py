@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -16,14 +16,13 @@ from torch import Tensor
 from vitesse.backends.torch_cuda.candidates import Kernels, Run
 from vitesse.backends.torch_cuda.operators import operator_of
 from vitesse.backends.torch_cuda.operators.operator import domain_of
+from vitesse.backends.torch_cuda.problem import Problem
 from vitesse.backends.torch_cuda.steps import DOMAIN, STEPS
-from vitesse.backends.torch_cuda.tactics import MOST_TACTICS, PLAIN, Choice, Problem, TacticCache, choose
+from vitesse.backends.torch_cuda.tactics import MOST_TACTICS, PLAIN, Choice, TacticCache, choose
 from vitesse.backends.torch_cuda.weights import Constants
 from vitesse.scopes import path_of
 
 Given = tuple[Tensor | None, ...]
-# What is made of a node; the call that runs it comes first.
-Bound = TypeVar("Bound", bound=tuple[Any, ...])
 # The steps of a plan with an input in 8 bits and those in 16, for what is said of a plan.
 _PRODUCTS = ("Linear", "Conv", "Patches")
 
@@ -37,7 +36,7 @@ class Row:
         scope: the module of the original network, such as "encoder.layers.0"; "" where nothing tells.
         step: "Linear", …, or the standard operator.
         tactic: in one line; "plain" for plain torch.
-        microseconds: as measured at the build; None where it was not.
+        microseconds: as measured at the build; None where it was not, and for plain torch.
         dtype: of what it multiplies: "float16", "float8_e4m3fn", …; "" for what is no product.
         guessed: its tactic was not measured at this size.
     """
@@ -69,15 +68,6 @@ class Call:
 
 
 @dataclass(frozen=True)
-class _Step(Generic[Bound]):
-    node: ir.Node
-    bound: Bound
-    inputs: tuple[ir.Value | None, ...]
-    outputs: tuple[ir.Value | None, ...]
-    drops: tuple[ir.Value, ...]
-
-
-@dataclass(frozen=True)
 class Binder:
     """Binds the nodes of one graph.
 
@@ -96,36 +86,15 @@ class Binder:
 
     def bound(self, graph: ir.Graph, feeds: Mapping[str, Tensor]) -> Iterator[Call]:
         """Yield the calls of a graph in order, running each, so that the next is chosen for what really comes to it."""
-        for step in self._walk(graph, feeds, self._node):
-            run, plain, row = step.bound
-            yield Call(run, plain, step.inputs, step.outputs, step.drops, operator_of(step.node).host, row)
-
-    def problems(self, graph: ir.Graph, feeds: Mapping[str, Tensor]) -> Iterator[Problem]:
-        """Yield every step that kernels exist for as they will see it; everything runs in plain torch meanwhile."""
-
-        def plainly(node: ir.Node, given: Given, constant: tuple[bool, ...]) -> tuple[Run, Problem | None]:
-            if not self._has_kernels(node):
-                return partial(_standard, node), None
-            problem = problem_of(node, given, constant)
-            return problem.plain, problem
-
-        for step in self._walk(graph, feeds, plainly):
-            if step.bound[1] is not None:
-                yield step.bound[1]
-
-    def _walk(
-        self, graph: ir.Graph, feeds: Mapping[str, Tensor], bind: Callable[..., Bound]
-    ) -> Iterator[_Step[Bound]]:
-        """Bind node by node, run each, and hand its outputs on to those that read them."""
         kept = {*graph.outputs, *graph.inputs}
         left = Counter(value for node in graph for value in set(node.inputs) if value is not None)
         values: dict[ir.Value, Tensor | None] = {value: feeds[str(value.name)] for value in fed(graph)}
         for node in graph:
             inputs = padded(node)
             given = tuple(self.given(node, number, values) for number in range(len(inputs)))
-            bound = bind(node, given, tuple(map(is_constant, inputs)))
+            run, plain, row = self._node(node, given, tuple(map(is_constant, inputs)))
             outputs = tuple(value if _is_read(value, kept) else None for value in node.outputs)
-            for value, made in zip(outputs, bound[0](*given), strict=False):
+            for value, made in zip(outputs, run(*given), strict=False):
                 if value is not None:
                     values[value] = made
             read = {value for value in node.inputs if value is not None}
@@ -133,7 +102,7 @@ class Binder:
             done = tuple(value for value in read if not left[value] and value not in kept)
             for value in done:
                 values.pop(value, None)
-            yield _Step(node, bound, inputs, outputs, done)
+            yield Call(run, plain, inputs, outputs, done, operator_of(node).host, row)
 
     def given(self, node: ir.Node, number: int, values: Mapping[ir.Value, Tensor | None]) -> Tensor | None:
         """Return the tensor of an input: a constant, on the host where the operator needs it there, or a value."""
@@ -144,13 +113,10 @@ class Binder:
             return self.constants.tensor(value.const_value, host=number in operator_of(node).host)
         return values[value]
 
-    def _has_kernels(self, node: ir.Node) -> bool:
-        return domain_of(node) == DOMAIN or bool(self.kernels.of(node.op_type))
-
     def _node(self, node: ir.Node, given: Given, constant: tuple[bool, ...]) -> tuple[Run, Run, Row]:
         path = path_of(node.name or "", node.metadata_props)
         scope = ".".join(path or ())
-        if not self._has_kernels(node):
+        if domain_of(node) != DOMAIN and not self.kernels.of(node.op_type):
             run: Run = partial(_standard, node)
             return run, run, Row(node.name or "", scope, node.op_type, PLAIN.text())
         problem = problem_of(node, given, constant)
@@ -200,7 +166,7 @@ def _row(node: ir.Node, scope: str, given: Given, choice: Choice) -> Row:
         choice.tactic.text(),
         choice.microseconds,
         str(given[1].dtype).removeprefix("torch.") if product and given[1] is not None else "",
-        guessed=choice.microseconds is None,
+        guessed=choice.guessed,
     )
 
 

@@ -20,7 +20,6 @@ from vitesse.backends.tensorrt.options import Profile
 from vitesse.backends.tensorrt.profiles import default_profiles
 from vitesse.backends.torch_cuda.archive import SUFFIX, Archive, pack
 from vitesse.backends.torch_cuda.candidates import Kernels, kernels
-from vitesse.backends.torch_cuda.compiling import Compilers
 from vitesse.backends.torch_cuda.device import versions
 from vitesse.backends.torch_cuda.manifest import EngineManifest, Shapes
 from vitesse.backends.torch_cuda.plan import Making, Plan
@@ -79,10 +78,8 @@ def build_engine(
     found = found or kernels()
     wanted = shapes_for(artifact, model, options)
     cache = TacticCache(versions(device))
-    with TURNS.capturing(), torch.no_grad(), Compilers(device) as compilers:
-        made = _planned(
-            artifact, model, wanted, device, cache, found, options, progress or Silent(), compilers
-        )
+    with TURNS.capturing(), torch.no_grad():
+        made = _planned(artifact, model, wanted, device, cache, found, options, progress or Silent())
         compiled = _compiled(model, made.shapes, device, cache, found)
     manifest = EngineManifest(
         made_on=cache.made_on,
@@ -98,7 +95,7 @@ def build_engine(
     capability = cache.made_on["capability"].replace(".", "")
     provenance = Provenance(f"torch-cuda-sm{capability}-{made.precision}", artifact.sha256)
     kept = store.put(content, artifact.spec, provenance, backend="torch-cuda", suffix=SUFFIX)
-    return Built(kept, made.changes, (*made.notes, *dropped(cache)))
+    return Built(kept, made.changes, (*made.notes, _took(cache), *dropped(cache)))
 
 
 def shapes_for(artifact: Artifact, model: onnx.ModelProto, options: BuildOptions) -> tuple[Shapes, ...]:
@@ -151,16 +148,10 @@ def _planned(
     found: Kernels,
     options: BuildOptions,
     progress: Progress,
-    compilers: Compilers,
 ) -> _Made:
     """Plan one shape after the other; each fills the cache for those that come."""
     making = Making(
-        measure=True,
-        check=options.check,
-        seconds=options.seconds,
-        most=options.tactics,
-        kernels=found,
-        compilers=compilers,
+        measure=True, check=options.check, seconds=options.seconds, most=options.tactics, kernels=found
     )
     graph, constants = ir.from_proto(model), Constants(device)
     planned: list[Shapes] = []
@@ -215,6 +206,14 @@ def _compiled(
 def _by_kernel(tactics: Iterable[str]) -> dict[str, int]:
     counted = Counter(tactic.partition(" ")[0] for tactic in tactics)
     return {f"by {name}": count for name, count in sorted(counted.items())}
+
+
+def _took(cache: TacticCache) -> str:
+    spent = cache.spent
+    return (
+        f"{len(cache.choices)} different steps: {spent.compiling:.0f} s of compiling and checking candidates, "
+        f"{spent.measuring:.0f} s of measuring"
+    )
 
 
 def _is_fixed(shape: Sequence[int | str]) -> bool:

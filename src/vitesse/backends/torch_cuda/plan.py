@@ -13,7 +13,6 @@ from torch import Tensor
 from vitesse.backends.torch_cuda.binding import Binder, Call, Row, fed, is_constant
 from vitesse.backends.torch_cuda.candidates import Kernels, Run, kernels
 from vitesse.backends.torch_cuda.checking import check_plan, example_feeds
-from vitesse.backends.torch_cuda.compiling import Compilers
 from vitesse.backends.torch_cuda.device import products
 from vitesse.backends.torch_cuda.rewrite import rewrite
 from vitesse.backends.torch_cuda.specialise import specialise
@@ -33,7 +32,6 @@ class Making:
         check: hold the outputs against plain torch on the same graph.
         seconds: of measuring, for one signature; most: tactics of each kernel that are tried.
         kernels: to choose from; None = all that load here.
-        compilers: compile what will be measured beforehand, beside each other; None = one after the other.
     """
 
     measure: bool = False
@@ -41,7 +39,6 @@ class Making:
     seconds: float = 0.2
     most: int = MOST_TACTICS
     kernels: Kernels | None = None
-    compilers: Compilers | None = None
 
 
 @dataclass(frozen=True)
@@ -91,9 +88,6 @@ class Plan:
         binder = Binder(device, cache, constants, found, making.measure, making.seconds, making.most)
         with torch.no_grad(), products(tf32=False):
             feeds = example_feeds(static, device)
-            if making.measure and making.compilers is not None:
-                problems = binder.problems(fused.graph, feeds)
-                making.compilers.compile(problems, found, cache, making.most)
             calls = tuple(binder.bound(fused.graph, feeds))
             self._table(fused.graph, calls, constants)
             self._rows = tuple(call.row for call in calls)

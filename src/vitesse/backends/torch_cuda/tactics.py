@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -15,65 +17,17 @@ from torch import Tensor
 
 from vitesse.backends.torch_cuda.candidates import DeviceFacts, Kernel, Kernels, Run, Tactic, tactic_of
 from vitesse.backends.torch_cuda.comparing import disagreement
-from vitesse.backends.torch_cuda.device import facts_of
+from vitesse.backends.torch_cuda.device import facts_of, working_on
 from vitesse.backends.torch_cuda.measure import microseconds
+from vitesse.backends.torch_cuda.problem import Problem
 from vitesse.errors import BackendError, ModelError, VitesseError
 
 PLAIN = Tactic("plain")
-# Triton's compiler runs beside Python: as many at once as there are cores.
+# Compilers work beside Python: Triton's holds the interpreter's lock for a tenth of its time. As many at once as there
+# are cores.
 _COMPILING = max(4, os.cpu_count() or 1)
 MOST_TACTICS = 32
-# Elements from which on a better alignment of an offset changes nothing for a kernel.
-_ALIGNED = 64
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A step as a kernel sees it.
-
-    Args:
-        step: "Linear", …, or a standard operator that a kernel exists for ("MaxPool").
-        attributes: the step's keywords with their defaults, and for `Norm` `wanted`: "101" where the first and the
-            third of its outputs are read.
-        tensors: all inputs in the order of the step's function, None where one is not given; real, on the device.
-        constant: which of them never change.
-        plain: computes the step in plain torch from all the tensors.
-    """
-
-    step: str
-    attributes: Mapping[str, Any]
-    tensors: tuple[Tensor | None, ...]
-    constant: tuple[bool, ...]
-    plain: Run
-
-    @property
-    def family(self) -> str:
-        """Everything that decides which tactics there are but the shapes of what changes."""
-        kept = {name: _said(name, value) for name, value in sorted(self.attributes.items())}
-        tensors = " ".join(
-            _tensor_text(tensor, fixed) for tensor, fixed in zip(self.tensors, self.constant, strict=True)
-        )
-        return f"{self.step} {json.dumps(kept, separators=(',', ':'))} {tensors}"
-
-    @property
-    def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of what changes."""
-        return tuple(tuple(tensor.shape) for tensor in self.changing)
-
-    @property
-    def signature(self) -> str:
-        """Equal for nodes that the same tactic suits best: steps, shapes, formats, dtypes and attributes."""
-        return f"{self.family} @ {' '.join('x'.join(map(str, shape)) for shape in self.sizes)}"
-
-    @property
-    def changing(self) -> tuple[Tensor, ...]:
-        """The inputs that change with the image."""
-        return tuple(
-            tensor
-            for tensor, fixed in zip(self.tensors, self.constant, strict=True)
-            if tensor is not None and not fixed
-        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +41,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The tactic of a signature, what was tried for it, and the kernels that refused, with their reasons."""
+    """The tactic of a signature, what was tried for it, and the kernels that refused, with their reasons.
+
+    Args:
+        microseconds: None where nothing but the plain function was right, and where nothing was measured.
+        guessed: not measured, but taken from another size or a kernel's own ranking; never in a cache.
+    """
 
     tactic: Tactic
     microseconds: float | None = None
@@ -95,6 +54,24 @@ class Choice:
     refused: Mapping[str, str] = field(default_factory=dict)
     family: str = ""
     sizes: tuple[tuple[int, ...], ...] = ()
+    guessed: bool = False
+
+
+@dataclass
+class Spent:
+    """Seconds that choosing took: to compile candidates and hold them against the plain function, to measure them."""
+
+    compiling: float = 0.0
+    measuring: float = 0.0
+
+    @contextmanager
+    def on(self, part: str) -> Iterator[None]:
+        """Add what is done inside to "compiling" or "measuring"."""
+        begin = perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, part, getattr(self, part) + perf_counter() - begin)
 
 
 @dataclass
@@ -102,11 +79,13 @@ class TacticCache:
     """Signature → choice, and the machine it was measured on; `to_json` gives what stands in the artifact.
 
     Where `trusted` is off, because the machine is another one, its tactics are guesses that have to be checked.
+    `spent` is what the choices took that were made in this process.
     """
 
     made_on: Mapping[str, str] = field(default_factory=dict)
     choices: dict[str, Choice] = field(default_factory=dict)
     trusted: bool = True
+    spent: Spent = field(default_factory=Spent, compare=False)
 
     def nearest(self, problem: Problem) -> Tactic | None:
         """Return the tactic of the same step at the nearest size: near is the sum of |log(size / size)|."""
@@ -172,7 +151,7 @@ def choose(
     offered, refused = _offered(problem, kernels, facts, most)
     if not measure:
         return _first_right(problem, kernels, offered, refused, cache.nearest(problem))
-    found, runs = _measured(problem, kernels, offered, device, seconds)
+    found, runs = _measured(problem, offered, device, seconds, cache.spent)
     right = [trial for trial in found if trial.microseconds is not None]
     best = min(right, key=lambda trial: trial.microseconds or 0.0, default=Trial(PLAIN))
     choice = Choice(
@@ -217,23 +196,25 @@ def _offered(
 
 def _measured(
     problem: Problem,
-    kernels: Kernels,
     offered: Sequence[tuple[Kernel, Tactic]],
     device: torch.device,
     seconds: float,
+    spent: Spent,
 ) -> tuple[list[Trial], dict[str, Run]]:
     """Every tactic prepared and run (compilers beside each other), held against the plain function, and timed."""
-    expected = problem.plain(*problem.tensors)
-    made = _all_prepared(problem, offered, device)
     runs: dict[str, Run] = {}
     errors: dict[str, str] = {}
-    for (_, tactic), (run, error) in zip(offered, made, strict=True):
-        error = error or _wrong(problem, run, expected)
-        errors[_key(tactic)] = error
-        if not error and run is not None:
-            runs[_key(tactic)] = run
+    with spent.on("compiling"):
+        expected = problem.plain(*problem.tensors)
+        made = _all_prepared(problem, offered, device)
+        for (_, tactic), (run, error) in zip(offered, made, strict=True):
+            error = error or _wrong(problem, run, expected)
+            errors[_key(tactic)] = error
+            if not error and run is not None:
+                runs[_key(tactic)] = run
     calls: list[Callable[[], object]] = [_call(run, problem.tensors) for run in runs.values()]
-    times = microseconds(calls, problem.changing, device, seconds) if calls else []
+    with spent.on("measuring"):
+        times = microseconds(calls, problem.changing, device, seconds) if calls else []
     timed = dict(zip(runs, times, strict=True))
     trials = []
     for _, tactic in offered:
@@ -261,7 +242,7 @@ def _all_prepared(
         return [prepared(pair) for pair in offered]
 
     def on_gpu(pair: tuple[Kernel, Tactic]) -> tuple[Run | None, str]:
-        with torch.cuda.device(device), torch.no_grad():
+        with working_on(device):
             return prepared(pair)
 
     with ThreadPoolExecutor(_COMPILING) as threads:
@@ -294,9 +275,9 @@ def _first_right(
         expected = problem.plain(*problem.tensors) if expected is None else expected
         error = _wrong(problem, run, expected)
         if not error:
-            return Choice(tactic, None, tuple(trials), refused), run
+            return Choice(tactic, None, tuple(trials), refused, guessed=True), run
         trials.append(Trial(tactic, error=error))
-    return Choice(PLAIN, None, tuple(trials), refused), problem.plain
+    return Choice(PLAIN, None, tuple(trials), refused, guessed=True), problem.plain
 
 
 def _wrong(problem: Problem, run: Run | None, expected: Sequence[Tensor | None]) -> str:
@@ -327,31 +308,6 @@ def _call(run: Run, tensors: Sequence[Tensor | None]) -> Callable[[], object]:
     return lambda: run(*tensors)
 
 
-def _said(name: str, value: Any) -> Any:
-    # Every layer has a scale of its own; that there is one decides. Of an offset its alignment does.
-    if name == "out_scale":
-        return bool(value)
-    return math.gcd(value, _ALIGNED) if name.endswith("_offset") else value
-
-
-def _tensor_text(tensor: Tensor | None, fixed: bool) -> str:
-    """`float16[768,3072]` of a constant, `float16[..3]` of what changes; the memory format where it is not plain."""
-    if tensor is None:
-        return "-"
-    shape = ",".join(map(str, tensor.shape)) if fixed else f"..{tensor.ndim}"
-    layout = "" if tensor.is_contiguous() else _layout(tensor, fixed)
-    return f"{str(tensor.dtype).removeprefix('torch.')}[{shape}]{layout}"
-
-
-def _layout(tensor: Tensor, fixed: bool) -> str:
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return "nhwc"
-    # The order of the axes tells layouts apart at any size; a view with gaps has its strides in the signature.
-    strides = tensor.stride()
-    order = sorted(range(tensor.ndim), key=lambda axis: strides[axis], reverse=True)
-    return f"axes{''.join(map(str, order))}" + (f"strides{tuple(tensor.stride())}" if fixed else "")
-
-
 def _distance(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:
     if [len(shape) for shape in first] != [len(shape) for shape in second]:
         return math.inf
@@ -373,7 +329,9 @@ def _line(error: Exception) -> str:
 
 def _choice_document(choice: Choice) -> dict[str, Any]:
     trials = [{**asdict(trial), "tactic": trial.tactic.document()} for trial in choice.trials]
-    return {**asdict(choice), "tactic": choice.tactic.document(), "trials": trials}
+    document = {**asdict(choice), "tactic": choice.tactic.document(), "trials": trials}
+    document.pop("guessed")
+    return document
 
 
 def _choice_of(raw: Mapping[str, Any]) -> Choice:
