@@ -92,12 +92,14 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         raise storage_error(path, error) from error
 
 
-def show(result: Result, path: Path, *, threshold: float, as_json: bool) -> str:
-    """Return a result as text for the terminal, or as one line of JSON."""
-    rows: list[dict[str, Any]]
+def rows_of(result: Result, threshold: float) -> list[dict[str, Any]]:
+    """Return what was found as values for JSON: `label`, `score` and, of a box, `box_xyxy` in pixels.
+
+    Boxes scoring at least `threshold`, or the first five classes whatever they score; highest first.
+    """
     if isinstance(result, Detections):
         shown = result.above(threshold)
-        rows = [
+        return [
             {
                 "label": name,
                 "score": round(float(score), 4),
@@ -105,11 +107,15 @@ def show(result: Result, path: Path, *, threshold: float, as_json: bool) -> str:
             }
             for name, score, box in zip(shown.names, shown.scores, shown.boxes_xyxy, strict=True)
         ]
-    else:
-        rows = [
-            {"label": name, "score": round(float(score), 4)}
-            for name, score in zip(result.names[:5], result.scores[:5], strict=True)
-        ]
+    return [
+        {"label": name, "score": round(float(score), 4)}
+        for name, score in zip(result.names[:5], result.scores[:5], strict=True)
+    ]
+
+
+def show(result: Result, path: Path, *, threshold: float, as_json: bool) -> str:
+    """Return a result as text for the terminal, or as one line of JSON."""
+    rows = rows_of(result, threshold)
     if as_json:
         return json.dumps({"image": str(path), "results": rows})
     lines = [f"{path}: nothing scores {threshold:g} or more" if not rows else str(path)]
