@@ -82,6 +82,7 @@ _EXTRAS = {
     "huggingface": {"transformers"},
     "timm": {"timm", "torchvision"},
     "jax": {"flax", "jax", "jax2onnx"},
+    "video": {"av"},
 }
 
 
