@@ -62,13 +62,21 @@ class Windows:
         self._clock = clock
         self._lock = threading.Lock()
         self._began = int(clock())
+        self._answered = 0
         self._kept: deque[_Second] = deque(maxlen=seconds + 1)
+
+    @property
+    def answered(self) -> int:
+        """All requests since the beginning, whatever their status."""
+        with self._lock:
+            return self._answered
 
     def request(self, code: int, seconds: float) -> None:
         """Count an answer: its HTTP status, and the time from its arrival."""
         with self._lock:
             now = self._now()
             now.requests += 1
+            self._answered += 1
             if 200 <= code < 300:
                 now.answered += 1
                 now.latencies[int(math.log(max(seconds, _LEAST_S) / _LEAST_S) * _BINS_PER_E)] += 1
