@@ -1,0 +1,198 @@
+"""One HTTP connection: how many there may be, how long and how large a header block may be, and how it is closed.
+
+uvicorn reads a header block of any size for any time, and answers what it cannot parse with plain text; here both have a
+bound, and every answer is the server's own JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import json
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from vitesse.serve.limits import Limits
+from vitesse.serve.refusals import Refusal
+
+# A refused body is read and dropped for so long, or its sender would see a reset connection instead of the refusal.
+LINGER_S = 2.0
+
+
+def raw_answer(refusal: Refusal) -> bytes:
+    """Return a whole HTTP/1.1 answer for what never reached the app; the connection closes after it."""
+    body = json.dumps(refusal.document()).encode()
+    lines = [
+        f"HTTP/1.1 {refusal.status} {http.HTTPStatus(refusal.status).phrase}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        *(f"{name.lower()}: {value}" for name, value in refusal.headers.items()),
+        "connection: close",
+    ]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+class _Lingering(asyncio.Transport):
+    """A transport whose `close` first ends only its own half where the client is still sending."""
+
+    def __init__(self, inner: asyncio.Transport, connection: Connection) -> None:
+        super().__init__()
+        self._inner, self._connection = inner, connection
+        self._closing = False
+
+    def __getattribute__(self, name: str) -> Any:
+        # The base class defines every method (as not implemented), so that delegation must come before it.
+        if name in {"close", "_inner", "_connection", "_closing", "is_closing", "__class__"}:
+            return object.__getattribute__(self, name)
+        return getattr(object.__getattribute__(self, "_inner"), name)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._inner.is_closing()
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        if not self._connection.receiving or self._inner.is_closing() or not self._inner.can_write_eof():
+            self._inner.close()
+            return
+        self._inner.write_eof()
+        self._inner.resume_reading()
+        self._connection.loop.call_later(LINGER_S, self._inner.close)
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection with bounds. `connections_of(limits)` makes the class that uvicorn is given."""
+
+    limits = Limits()
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.receiving = False  # a message has begun and has not ended
+        self._in_headers = True
+        self._header_bytes = 0  # of whole lines, as the parser hands them over
+        self._unparsed_bytes = 0  # of all that came while no header block had ended
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or answer 503 where there are too many."""
+        super().connection_made(_Lingering(transport, self))
+        if len(self.connections) > self.limits.connections:
+            self._refuse(
+                Refusal(
+                    503,
+                    "queue_full",
+                    f"{self.limits.connections} connections are open, as many as this server takes; close idle "
+                    "ones, or start it with a larger --connections",
+                    {"Retry-After": "1"},
+                )
+            )
+            return
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; drop it where the connection is being closed."""
+        if self.transport.is_closing():
+            return
+        fresh = self._in_headers
+        if fresh and self._timer is None:
+            self._start_timer()
+        super().data_received(data)
+        if self.transport.is_closing() or not self._in_headers:
+            return
+        self._unparsed_bytes += len(data) if fresh else 0
+        if max(self._unparsed_bytes, self._header_bytes) > self.limits.header_bytes:
+            self._refuse(self._headers_too_large())
+
+    def on_message_begin(self) -> None:
+        """Begin to count a header block."""
+        self._header_bytes, self.receiving = 0, True
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the request line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header."""
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Hand the request to the app; its header block came in time."""
+        self._in_headers = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Wait for the next header block."""
+        self.receiving, self._in_headers, self._unparsed_bytes = False, True, 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what could not be parsed, in JSON."""
+        if self._header_bytes > self.limits.header_bytes:
+            self._refuse(self._headers_too_large())
+            return
+        # An answer under way would be followed by a second status line; closing says enough.
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.close()
+            return
+        self._refuse(
+            Refusal(400, "bad_request", "this is not an HTTP/1.1 request: the request line, a header or a chunk "
+                    "size is malformed; the connection closes")
+        )  # fmt: skip
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > self.limits.header_bytes:
+            raise ValueError("header block too large")  # the parser stops and send_400_response says why
+
+    def _headers_too_large(self) -> Refusal:
+        return Refusal(
+            431,
+            "too_large",
+            f"the header block is larger than {self.limits.header_bytes} bytes; send less in headers and URL",
+        )
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self.limits.header_s, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if not self._unparsed_bytes:  # nobody spoke: there is nothing to answer
+            self.transport.close()
+            return
+        text = f"no whole header block within {self.limits.header_s:g} s; the connection closes"
+        self._refuse(Refusal(408, "deadline", text))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._stop_timer()
+        self.receiving = True  # whatever still comes is dropped
+        self.transport.write(raw_answer(refusal))
+        self.transport.close()
+
+
+def connections_of(limits: Limits) -> type[Connection]:
+    """Return the connection class for these limits: uvicorn makes one object of it for each connection."""
+    return type("LimitedConnection", (Connection,), {"limits": limits})

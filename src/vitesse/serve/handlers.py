@@ -1,0 +1,283 @@
+"""What each route of inference does, from the request to the answer; the table of routes is `routes`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from vitesse._version import __version__
+from vitesse.backends import GPUS
+from vitesse.data.results import Classification, Detections, Result
+from vitesse.serve import answers
+from vitesse.serve.execution import Routed, execute
+from vitesse.serve.images import Picture, feeds_of, picture_of
+from vitesse.serve.limits import Limits
+from vitesse.serve.protocol import (
+    HEADER_LENGTH,
+    inflate,
+    model_config,
+    model_metadata,
+    parse_infer,
+    parse_json,
+    repository_index,
+    safe_name,
+    server_metadata,
+    statistics,
+    write_answer,
+)
+from vitesse.serve.refusals import Refusal
+from vitesse.serve.service import Service
+from vitesse.serve.work import Arrays
+
+# Below these, reading a body takes less than a millisecond and is not worth a thread: JSON, and tensors in binary.
+_QUICK_JSON, _QUICK_BINARY = 16 * 1024, 2 * 2**20
+_TRUE, _FALSE = {"1", "true", "yes"}, {"", "0", "false", "no"}
+
+
+async def server(service: Service, request: Request) -> Response:
+    """GET v2."""
+    return JSONResponse(server_metadata(__version__))
+
+
+async def live(service: Service, request: Request) -> Response:
+    """Say whether the process works; 503 asks for a restart."""
+    why = service.why_dead()
+    if why:
+        raise Refusal(503, "backend", f"not live: {why}; restart the server")
+    return JSONResponse({"live": True})
+
+
+async def ready(service: Service, request: Request) -> Response:
+    """Say whether requests are taken; 503 with the reason where they are not."""
+    why = service.unready()
+    if why:
+        raise Refusal(503, "not_ready", f"not ready: {why}", {"Retry-After": "5"})
+    return JSONResponse({"ready": True})
+
+
+async def model(service: Service, request: Request) -> Response:
+    """GET v2/models/{model}."""
+    _check_model(service, request)
+    return JSONResponse(model_metadata(service.signature))
+
+
+async def model_ready(service: Service, request: Request) -> Response:
+    """GET v2/models/{model}/ready."""
+    _check_model(service, request)
+    return await ready(service, request)
+
+
+async def config(service: Service, request: Request) -> Response:
+    """GET v2/models/{model}/config."""
+    _check_model(service, request)
+    gpu = service.signature.platform.partition("_")[0] in GPUS
+    return JSONResponse(
+        model_config(service.signature, max_wait_s=service.max_wait_s, workers=service.workers, gpu=gpu)
+    )
+
+
+async def stats(service: Service, request: Request) -> Response:
+    """GET v2/models/{model}/stats."""
+    _check_model(service, request)
+    return await all_stats(service, request)
+
+
+async def all_stats(service: Service, request: Request) -> Response:
+    """GET v2/models/stats."""
+    return JSONResponse(statistics(service.signature, service.tally.counters(), service.release()))
+
+
+async def index(service: Service, request: Request) -> Response:
+    """POST v2/repository/index; the body may be empty, or say `{"ready": true}`."""
+    body = await _body(request, service.limits)
+    wanted = parse_json(body, service.limits) if body.strip() else {}
+    if not isinstance(wanted, dict) or not isinstance(wanted.get("ready", False), bool):
+        raise Refusal(400, "bad_request", 'the body is not empty and not {"ready": true} or {"ready": false}')
+    why = service.unready()
+    found = repository_index(
+        service.signature, ready=not why, reason=why, only_ready=wanted.get("ready", False)
+    )
+    return JSONResponse(found)
+
+
+async def infer(service: Service, request: Request) -> Response:
+    """POST v2/models/{model}/infer: tensors in, tensors out."""
+    arrived = service.clock()
+    _check_model(service, request)
+    service.check_ready()
+    header = request.headers.get(HEADER_LENGTH)
+    body = await _body(request, service.limits)
+    before = service.clock()
+    quick = _QUICK_JSON if header is None else _QUICK_BINARY
+    read = (body, header, request.headers.get("content-encoding"), service)
+    if len(body) > quick or "content-encoding" in request.headers:
+        asked = await service.threads.run(_read_tensors, *read)
+    else:
+        asked = _read_tensors(*read)
+    _stage(service, "input", service.clock() - before)
+    routed = await _run(service, request, asked.inputs, arrived, asked.timeout_s)
+    before = service.clock()
+    # Written by a thread only where it is JSON: binary tensors are joined as they lie.
+    name, version = service.signature.name, service.signature.version
+    outputs = routed.executed.outputs
+    if not asked.binary_by_default and sum(array.size for array in outputs.values()) > _QUICK_JSON // 8:
+        content, headers = await service.threads.run(write_answer, asked, outputs, name, version)
+    else:
+        content, headers = write_answer(asked, outputs, name, version)
+    _stage(service, "output", service.clock() - before)
+    return Response(content, headers={**headers, "X-Served-By": routed.served_by})
+
+
+async def detect(service: Service, request: Request) -> Response:
+    """POST /v1/detect: the bytes of an image in, boxes out."""
+    threshold = _number(request, "threshold", 0.5, 0.0, 1.0)
+    return await _image(service, request, {"threshold": threshold})
+
+
+async def classify(service: Service, request: Request) -> Response:
+    """POST /v1/classify: the bytes of an image in, classes out."""
+    top = _number(request, "top", 5, 1, 100)
+    if top != int(top):
+        raise Refusal(400, "bad_request", f"top is {top:g}; expected a whole number from 1 to 100")
+    return await _image(service, request, {"top": int(top)})
+
+
+async def promote(service: Service, request: Request) -> Response:
+    """POST /api/release/promote."""
+    return JSONResponse(service.operator().promote())
+
+
+async def rollback(service: Service, request: Request) -> Response:
+    """POST /api/release/rollback, with `{"why": "…"}` or nothing."""
+    body = await _body(request, service.limits)
+    asked = parse_json(body, service.limits) if body.strip() else {}
+    why = asked.get("why", "by hand") if isinstance(asked, dict) else None
+    if not isinstance(why, str) or len(why) > 500:
+        raise Refusal(400, "bad_request", 'expected an empty body or {"why": "…"} of at most 500 characters')
+    return JSONResponse(service.operator().rollback(why))
+
+
+async def _image(service: Service, request: Request, options: Mapping[str, Any]) -> Response:
+    arrived = service.clock()
+    drawn = _flag(request, "draw")
+    service.check_ready()
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Refusal(
+            415, "unsupported", "Content-Encoding of an image; send the image file as it is, it is compressed"
+        )
+    body = await _body(request, service.limits)
+    before = service.clock()
+    # What is drawn on must have the image's own size.
+    reduced = service.spec if service.fast_decode and not drawn else None
+    picture, feeds = await service.threads.run(_decoded, body, service, reduced)
+    decode_s = service.clock() - before
+    _stage(service, "decode", decode_s)
+    routed = await _run(service, request, feeds, arrived)
+    before = service.clock()
+    executed = routed.executed
+    spent = {"decode": decode_s, "queue": executed.queue_s, "infer": executed.infer_s}
+    content, kind = await service.threads.run(
+        _answered, service, picture, routed, options, spent, drawn
+    )
+    _stage(service, "output", service.clock() - before)
+    return Response(content, media_type=kind, headers={"X-Served-By": routed.served_by})
+
+
+def _read_tensors(body: bytes, header: str | None, encoding: str | None, service: Service) -> Any:
+    body = inflate(body, encoding, service.limits)
+    return parse_infer(
+        body, header, service.signature, service.limits, allow_nonfinite=service.allow_nonfinite
+    )
+
+
+def _decoded(body: bytes, service: Service, reduced_for: Any) -> tuple[Picture, Arrays]:
+    picture = picture_of(body, service.limits, reduced_for=reduced_for)
+    return picture, feeds_of([picture.pixels], service.spec)
+
+
+def _answered(
+    service: Service,
+    picture: Picture,
+    routed: Routed,
+    options: Mapping[str, Any],
+    spent: Mapping[str, float],
+    drawn: bool,
+) -> tuple[bytes, str]:
+    result: Result = answers.results_of(routed.executed.outputs, service.spec, [picture])[0]
+    if drawn:
+        return answers.draw(picture.pixels, result, threshold=options.get("threshold", 0.5)), "image/png"
+    said: dict[str, Any] = {"served_by": routed.served_by, "timings": spent}
+    if isinstance(result, Detections):
+        document = answers.detection(result, picture.size, threshold=options["threshold"], **said)
+    else:
+        assert isinstance(result, Classification)
+        document = answers.classification(result, options["top"], size=picture.size, **said)
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode(), "application/json"
+
+
+async def _run(
+    service: Service, request: Request, feeds: Arrays, arrived: float, timeout_s: float | None = None
+) -> Routed:
+    routed = await execute(
+        request,
+        service.router,
+        feeds,
+        service.limits,
+        arrived=arrived,
+        now=service.clock(),
+        timeout_s=timeout_s,
+        request_id=request.scope["state"].get("request_id", ""),
+    )
+    request.scope["state"].update(served_by=routed.served_by, batch=routed.executed.batch)
+    return routed
+
+
+async def _body(request: Request, limits: Limits) -> bytes:
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise Refusal(499, "cancelled", "the client hung up before its request had come") from None
+
+
+def _check_model(service: Service, request: Request) -> None:
+    asked, signature = request.path_params, service.signature
+    if not safe_name(asked["model"]):
+        text = "the model's name may have 1 to 128 letters, digits and _ . + -, and no path in it"
+        raise Refusal(400, "bad_request", text)
+    if asked["model"] != signature.name:
+        raise Refusal(404, "not_found", f"unknown model; this server has {signature.name!r}")
+    if asked.get("version", signature.version) != signature.version:
+        raise Refusal(
+            404, "not_found", f"unknown version of {signature.name!r}; this server has {signature.version!r}"
+        )
+
+
+def _stage(service: Service, name: str, seconds: float) -> None:
+    service.metrics.stage(name, seconds)
+    service.tally.stage("compute_output" if name == "output" else "compute_input", seconds)
+
+
+def _number(request: Request, name: str, default: float, least: float, most: float) -> float:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise Refusal(400, "bad_request", f"{name} is {text[:40]!r}; expected a number from {least:g} to {most:g}")
+    return value
+
+
+def _flag(request: Request, name: str) -> bool:
+    text = request.query_params.get(name, "").lower()
+    if text not in _TRUE | _FALSE:
+        raise Refusal(400, "bad_request", f"{name} is {text[:40]!r}; expected 1 or 0")
+    return text in _TRUE
+
