@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from vitesse.data.images import decode_image
+from vitesse.data.images import ImageTooLarge, decode_image, open_image, reduce_jpeg, rgb_pixels, upright_size
 from vitesse.errors import DataError
 
 RAMP = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
@@ -120,7 +120,7 @@ def png_header_of(width, height):
 def test_decompression_bomb_is_refused_by_its_header_and_without_a_warning(size):
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        with pytest.raises(DataError, match="too large") as caught:
+        with pytest.raises(ImageTooLarge, match="too large") as caught:
             decode_image(png_header_of(*size))
     assert not heard
     assert "at most 89478485 pixels" in str(caught.value)
@@ -221,3 +221,37 @@ def test_threads_that_decode_at_the_same_time_leave_the_warning_filters_as_they_
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
+
+
+def test_no_memory_is_not_called_a_damaged_image(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    data = photo()
+    for target in ("PIL.ImageFile.ImageFile.load", "PIL.Image.open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, full)
+            with pytest.raises(MemoryError):
+                decode_image(data)
+
+
+@pytest.mark.parametrize(
+    ("formats", "words"), [(("PNG",), "expected: PNG"), (("PNG", "WEBP"), "expected: PNG or WebP")]
+)
+def test_only_the_formats_asked_for_are_opened(formats, words):
+    with pytest.raises(DataError, match=words):
+        open_image(io.BytesIO(photo("JPEG")), "the image", formats=formats)
+    assert open_image(io.BytesIO(photo("PNG")), "the image", formats=formats).size == (64, 48)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_jpeg_is_reduced_by_whole_steps_and_never_below_the_size_asked_for(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(np.kron(RAMP, np.ones((8, 8, 1), np.uint8))), "JPEG", exif=exif)
+    upright = (32, 48) if orientation < 5 else (48, 32)
+    for least, step in (((1, 1), 8), ((4, 6), 8), ((5, 6), 4), ((16, 24), 2), ((17, 1), 1), ((99, 99), 1)):
+        image = open_image(io.BytesIO(data), "the image")
+        assert upright_size(image) == upright
+        reduce_jpeg(image, least if orientation < 5 else least[::-1])
+        assert rgb_pixels(image, "the image").shape[:2] == tuple(side // step for side in upright)

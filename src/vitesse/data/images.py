@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -14,18 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vitesse.data.scaling import Size
 from vitesse.errors import DataError
 
 ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
 Pixels = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMAT_NAMES = {"WEBP": "WebP"}  # as people write them, where Pillow's names differ
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # Pillow's own limit, 268 MB of RGB: above any camera's single shot, below what a server should decode.
 MAX_PIXELS = 89_478_485
 _PILLOW_BOUND = 2 * MAX_PIXELS  # files above it Pillow itself refuses to open
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4 A
+_TURNED_ASIDE = range(5, 9)  # orientations that exchange width and height
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,8 +38,13 @@ _TURN = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_EIGHT_OF_16 = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)
 # `catch_warnings` swaps a process-wide list, so threads that decode at the same time must take turns in it.
 _warnings_turn = threading.Lock()
+
+
+class ImageTooLarge(DataError):
+    """An image with more pixels than its reader takes; known from the header, before any pixel is read."""
 
 
 def decode_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -56,7 +64,7 @@ def decode_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
-        return _from_pillow(source, f"the {source.mode} image", max_pixels)
+        return rgb_pixels(source, f"the {source.mode} image", max_pixels=max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         return _from_stream(io.BytesIO(source), f"the image ({len(source)} bytes)", len(source), max_pixels)
     if isinstance(source, str | Path):
@@ -88,25 +96,66 @@ def _from_stream(stream: BinaryIO, name: str, size: int, max_pixels: int) -> Pix
             expected="an image file",
             cause="a download or copy that was cut off",
         )
+    with open_image(stream, name, max_pixels=max_pixels) as image:
+        return rgb_pixels(image, name, max_pixels=max_pixels)
+
+
+def open_image(
+    stream: BinaryIO, name: str, *, formats: Sequence[str] = FORMATS, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Read the header of an image file: format and size are known then, no pixel is decoded.
+
+    Args:
+        stream: stays open as long as the image is used.
+        name: what errors call the file.
+        formats: those of `FORMATS` that are tried; nothing else is looked at.
+        max_pixels: named by the error where Pillow itself finds the picture too large.
+
+    Raises:
+        ImageTooLarge: above the 178,956,970 pixels that Pillow opens.
+        DataError: no image of these formats, or a damaged header.
+    """
     try:
         with _without_warnings():
-            image = Image.open(stream, formats=FORMATS)
+            return Image.open(stream, formats=tuple(formats))
     except UnidentifiedImageError as error:
+        *most, last = [FORMAT_NAMES.get(form, form) for form in formats]
         raise DataError(
             f"{name} is not an image that can be read",
-            expected="JPEG, PNG, WebP, BMP, TIFF or GIF",
+            expected=f"{', '.join(most)} or {last}" if most else last,
             cause="another kind of file under this name, or a damaged header",
             fix="convert it to JPEG or PNG, or remove it",
         ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error), max_pixels) from error
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # Pillow's parsers raise many kinds on damaged headers
         raise _damaged(name, error) from error
-    with image:
-        return _from_pillow(image, name, max_pixels)
 
 
-def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Pixels:
+def upright_size(image: Image.Image) -> Size:
+    """Return (height, width) of an opened image once it is upright by its EXIF orientation."""
+    width, height = image.size
+    return (width, height) if _orientation(image) in _TURNED_ASIDE else (height, width)
+
+
+def reduce_jpeg(image: Image.Image, least: Size) -> None:
+    """Have an opened JPEG decoded at 1/2, 1/4 or 1/8 of its sides, as small as `least` allows; others stay.
+
+    The scaling is done on the 8×8 blocks' frequencies (ITU-T T.81, A.3.3), which costs a fraction of decoding every
+    pixel and gives slightly different ones than decoding and resizing.
+
+    Args:
+        least: (height, width) of the upright picture below which it is not reduced, in pixels.
+    """
+    if image.format in {"JPEG", "MPO"}:  # MPO: several JPEGs in one file, as some phones write
+        height, width = reversed(least) if _orientation(image) in _TURNED_ASIDE else least
+        image.draft(None, (max(width, 1), max(height, 1)))
+
+
+def rgb_pixels(image: Image.Image, name: str, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode an opened image: RGB uint8 (height, width, 3), upright; raises as `decode_image`."""
     width, height = image.size
     if width * height > max_pixels:
         raise _too_large(name, f"{width}×{height} = {width * height} pixels", max_pixels)
@@ -123,7 +172,7 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Pixels:
             image.load()
         upright = _upright(image)
         return _rgb(upright, name)
-    except DataError:
+    except (DataError, MemoryError):  # the latter says nothing about the file
         raise
     except (
         Exception
@@ -132,12 +181,16 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Pixels:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURN.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
         with _without_warnings():
-            turn = _TURN.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged EXIF says nothing about the pixels, and they are already decoded
-        return image
-    return image if turn is None else image.transpose(turn)
+            return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return 1
 
 
 def _rgb(image: Image.Image, name: str) -> Pixels:
@@ -160,15 +213,15 @@ def _rgb(image: Image.Image, name: str) -> Pixels:
 
 def _eight_bits(values: NDArray[np.generic], name: str) -> Pixels:
     """16-bit gray → 8-bit, rounded: 65535 becomes 255."""
-    wide = values.astype(np.int64)
-    low, high = int(wide.min()), int(wide.max())
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise DataError(
             f"{name} holds 32-bit gray values from {low} to {high}",
             expected="8 or 16 bits a channel",
             fix="scale it to 0..255 and save as PNG",
         )
-    return ((wide * 255 + 32767) // 65535).astype(np.uint8)
+    eight: Pixels = _EIGHT_OF_16[values]  # a table: no copy of the picture in wide integers
+    return eight
 
 
 def _from_array(array: NDArray[np.generic], max_pixels: int) -> Pixels:
@@ -209,9 +262,9 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _too_large(name: str, found: str, max_pixels: int) -> DataError:
+def _too_large(name: str, found: str, max_pixels: int) -> ImageTooLarge:
     most = min(max_pixels, _PILLOW_BOUND)
-    return DataError(
+    return ImageTooLarge(
         f"{name} is too large: {found}",
         expected=f"at most {most} pixels",
         cause="a decompression bomb, or a scan at full resolution",
