@@ -16,7 +16,7 @@ from vitesse.serve.refusals import Refusal
 # A value of three bytes ("[],") becomes an object of about sixty: without a bound, a body inside its limit could take
 # gigabytes. This one holds a batch of 26 images of 224 × 224 and costs about 130 MB at worst for numbers.
 MOST_VALUES = 4_000_000
-# The same for lists and objects, which are larger than numbers.
+# The same for lists, objects and keys, which are larger than numbers.
 MOST_CONTAINERS = 500_000
 
 _OPENS, _CLOSES, _QUOTE = 1, 2, 3
@@ -70,11 +70,11 @@ def json_depth(text: bytes) -> int:
 
 def _check_size(body: bytes) -> None:
     containers = body.count(b"[") + body.count(b"{")
-    if containers > MOST_CONTAINERS or body.count(b",") > MOST_VALUES:
+    if max(containers, body.count(b":")) > MOST_CONTAINERS or body.count(b",") > MOST_VALUES:
         raise Refusal(
             413,
             "too_large",
-            f"the request JSON holds more than {MOST_VALUES} values or {MOST_CONTAINERS} lists; "
+            f"the request JSON holds more than {MOST_VALUES} values or {MOST_CONTAINERS} lists or keys; "
             "send tensors of this size as binary data (binary_data_size)",
         )
 
