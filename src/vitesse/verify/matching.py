@@ -47,9 +47,9 @@ def match_detections(reference: Tensors, candidate: Tensors, spec: ModelSpec) ->
 def _pairs(reference: Detections, candidate: Detections) -> Pairs:
     overlap = iou(reference.boxes_xyxy, candidate.boxes_xyxy)
     overlap[reference.labels[:, None] != candidate.labels[None, :]] = 0.0
-    here, there = _counterparts(overlap, _confident(reference))
+    here, there = counterparts(overlap, _confident(reference))
     lost = _confident(reference) - len(here)
-    back, _ = _counterparts(overlap.T, _confident(candidate))
+    back, _ = counterparts(overlap.T, _confident(candidate))
     invented = _confident(candidate) - len(back)
     shared = min(len(reference), len(candidate))
     return Pairs(
@@ -64,8 +64,8 @@ def _confident(found: Detections) -> int:
     return max(int(np.count_nonzero(found.scores >= CONFIDENT)), min(ALWAYS, len(found)))
 
 
-def _counterparts(overlap: Floats, rows: int) -> tuple[list[int], list[int]]:
-    """Give each of the first `rows` rows, best score first, the free column that overlaps most."""
+def counterparts(overlap: Floats, rows: int) -> tuple[list[int], list[int]]:
+    """Give each of the first `rows` rows, best score first, the free column that overlaps most, at IoU ≥ 0.5."""
     free = overlap.copy()
     here, there = [], []
     for row in range(rows if overlap.shape[1] else 0):
