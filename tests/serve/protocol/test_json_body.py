@@ -56,8 +56,9 @@ def test_a_generous_limit_ends_in_a_refusal_too() -> None:
     [
         b"[" + b"0," * (MOST_VALUES + 1) + b"0]",
         b"[" + b"[]," * MOST_CONTAINERS + b"0]",
-        b"{" + b'"":0,' * (MOST_CONTAINERS + 1),
+        b"{" + b'"":0,' * (MOST_CONTAINERS + 1) + b'"":0}',
     ],
+    ids=["numbers", "lists", "keys"],
 )
 def test_more_values_than_memory_should_hold_are_refused_before_parsing(body: bytes) -> None:
     with pytest.raises(Refusal, match="send tensors of this size as binary data") as caught:
