@@ -107,6 +107,8 @@ KERNELS: Mapping[str, str] = {
     "cudnn.conv": "vitesse.backends.torch_cuda.kernels.cudnn_conv:KERNEL",
     "triton.conv_1x1": "vitesse.backends.torch_cuda.kernels.conv_1x1:KERNEL",
     "triton.conv": "vitesse.backends.torch_cuda.kernels.conv:KERNEL",
+    "torch.conv_pair": "vitesse.backends.torch_cuda.kernels.torch_conv_pair:KERNEL",
+    "triton.conv_pair": "vitesse.backends.torch_cuda.kernels.conv_pair:KERNEL",
     "triton.max_pool": "vitesse.backends.torch_cuda.kernels.max_pool:KERNEL",
     "triton.patches": "vitesse.backends.torch_cuda.kernels.patches:KERNEL",
     "torch.patches": "vitesse.backends.torch_cuda.kernels.torch_patches:KERNEL",

@@ -141,12 +141,14 @@ def conv(
     """Convolution with the epilogue of `linear`; NCHW as shapes say, channels_last in memory.
 
     Args:
-        x: [B, C, H, W]; weight: [O, C / group, KH, KW], constant; scale: float32 [1] or [O]; bias: [O];
-            residual: [B, O, H', W'].
+        x: [B, C, H, W], where it is wider than the weight, as an image may be, it is rounded to the weight's dtype;
+        weight: [O, C / group, KH, KW], constant; scale: float32 [1] or [O]; bias: [O]; residual: [B, O, H', W'].
         pads: top, left, bottom, right, as ONNX has them.
     """
     top, left, bottom, right = pads
-    padded = F.pad(x.float(), (left, right, top, bottom))
+    # Weights in E4M3 are numbers of another scale, and so is an x that they are for.
+    image = x if weight.dtype == E4M3 else x.to(weight.dtype)
+    padded = F.pad(image.float(), (left, right, top, bottom))
     y = F.conv2d(padded, weight.float(), None, tuple(strides), 0, tuple(dilations), group)
     if scale is not None:
         y = y * scale.view(1, -1, 1, 1)
@@ -154,6 +156,31 @@ def conv(
         y = y + bias.float().view(1, -1, 1, 1)
     made = _finished(y, residual, activation, residual_first, out_dtype, out_scale)
     return (made.contiguous(memory_format=torch.channels_last),)
+
+
+def conv_pair(
+    x: Tensor,
+    other: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    activation: str = "",
+    out_dtype: str = "float16",
+    out_scale: float = 0.0,
+) -> tuple[Tensor]:
+    """Two 1x1 convolutions added: the end of a residual block and its shortcut, as one product, rounded once.
+
+    y = act(W₁·x + W₂·other at every stride-th pixel + bias); NCHW as shapes say, channels_last in memory.
+
+    Args:
+        x: [B, C, H, W]; other: [B, C₂, H₂, W₂] with ⌈H₂ / stride⌉ = H and ⌈W₂ / stride⌉ = W.
+        weight: [O, C + C₂, 1, 1], constant: W₁ and W₂ side by side; bias: [O], constant.
+        strides: of the second convolution, down and across.
+    """
+    down, across = strides
+    both = torch.cat([x, other[:, :, ::down, ::across]], 1)
+    return conv(both, weight, None, bias, activation=activation, out_dtype=out_dtype, out_scale=out_scale)
 
 
 def patches(
@@ -185,6 +212,7 @@ STEPS: Mapping[str, Callable[..., tuple[Tensor | None, ...]]] = {
     "Norm": norm,
     "Attention": attention,
     "Conv": conv,
+    "ConvPair": conv_pair,
     "Patches": patches,
 }
 

@@ -11,7 +11,7 @@ import torch
 # Run as a program: what stands beside it is found by its own name.
 from compiled_for_sm90 import H100, Launch, Recorder, facts
 
-from vitesse.backends.torch_cuda.kernels import conv, max_pool
+from vitesse.backends.torch_cuda.kernels import conv, conv_pair, max_pool
 
 E4M3 = torch.float8_e4m3fn
 
@@ -35,6 +35,15 @@ def pooling() -> tuple[Any, ...]:
     return max_pool.KERNEL, (x,), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
 
 
+def ending(channels: int, others: int, filters: int, height: int, width: int, stride: int) -> tuple[Any, ...]:
+    """The end of a block, whose shortcut reads an input of `stride` times its size."""
+    x = torch.empty(1, channels, height, width, dtype=torch.float16)
+    other = x.new_empty(1, others, height * stride, width * stride)
+    weight = x.new_empty(filters, channels + others, 1, 1)
+    tensors = (x, other, weight, torch.ones(filters))
+    return conv_pair.KERNEL, tensors, {"strides": (stride, stride), "activation": "relu"}
+
+
 CASES = {
     "conv stem": layer(3, 800, 1333, 64, 7, 2),
     "conv stem of float32": layer(3, 800, 1333, 64, 7, 2, image_dtype=torch.float32),
@@ -48,6 +57,9 @@ CASES = {
     "conv of one column": layer(64, 40, 1, 64, 3, 2),
     "conv stem of one row": layer(3, 1, 40, 64, 7, 1),
     "conv shortcut": layer(256, 200, 334, 512, 1, 2),
+    "conv pair of the first stage": ending(64, 64, 256, 200, 334, 1),
+    "conv pair of the last stage": ending(512, 1024, 2048, 25, 42, 2),
+    "conv pair of one column": ending(64, 128, 128, 40, 1, 2),
     "pool": pooling(),
 }
 
@@ -65,6 +77,7 @@ def launches(kernel: Any, tensors: tuple[Any, ...], attributes: dict[str, Any]) 
 RECORDED: list[Launch] = []
 for name in ("taps", "boxes", "stem"):
     setattr(conv, name, Recorder(getattr(conv, name), RECORDED))
+conv_pair.pair = Recorder(conv_pair.pair, RECORDED)
 max_pool.pool = Recorder(max_pool.pool, RECORDED)
 
 if __name__ == "__main__":

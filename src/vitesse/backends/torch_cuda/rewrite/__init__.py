@@ -1,6 +1,7 @@
 """A static graph of standard operators → fused steps: what runs between two steps costs a kernel and memory traffic.
 
-quantised ─▶ patches ─▶ conv ─▶ views ─▶ attention ─▶ linear ─▶ positions ─▶ siblings ─▶ norm ─▶ quantise_outputs
+quantised ─▶ patches ─▶ conv ─▶ conv_pairs ─▶ views ─▶ attention ─▶ linear ─▶ positions ─▶ siblings ─▶ norm
+─▶ quantise_outputs
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vitesse.backends.torch_cuda.rewrite.attention import attention
 from vitesse.backends.torch_cuda.rewrite.conv import conv
+from vitesse.backends.torch_cuda.rewrite.conv_pairs import conv_pairs
 from vitesse.backends.torch_cuda.rewrite.linear import linear
 from vitesse.backends.torch_cuda.rewrite.norm import norm
 from vitesse.backends.torch_cuda.rewrite.patches import patches
@@ -51,6 +53,7 @@ def _rules(notes: Notes) -> list[tuple[str, Callable[[ir.Model], int]]]:
         ("quantised", quantised),
         ("patches", patches),
         ("conv", conv),
+        ("conv_pairs", conv_pairs),
         ("views", views),
         ("attention", lambda graph: attention(graph, notes)),
         ("linear", lambda graph: linear(graph, notes)),

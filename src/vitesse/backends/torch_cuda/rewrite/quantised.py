@@ -103,9 +103,9 @@ def left_alone(model: ir.Model) -> tuple[str, ...]:
 def quantise_outputs(model: ir.Model) -> int:
     """Let the steps quantise what they make where a QuantizeLinear to E4M3 reads it, in place; returns how often.
 
-    `Linear`, `Conv` and `Attention` then write E4M3 instead of 16 bits, so that nothing else may read their result;
-    `Norm` writes it beside, as its third output. A reshape or transposition in between is done in E4M3. Every other
-    QuantizeLinear stays: behind a pooling, an Add that no step took in, or a result that is also read in 16 bits.
+    `Linear`, `Conv`, `ConvPair` and `Attention` then write E4M3 instead of 16 bits, so that nothing else may read their
+    result; `Norm` writes it beside, as its third output. A reshape or transposition in between is done in E4M3. Every
+    other QuantizeLinear stays: behind a pooling, an Add that no step took in, or a result that is also read in 16 bits.
     """
     made = 0
     for node in nodes_of(model, "QuantizeLinear"):
@@ -116,7 +116,7 @@ def quantise_outputs(model: ir.Model) -> int:
         source = needed(between[0] if between else node, 0)
         step = source.producer()
         if (
-            is_step(step, "Linear", "Conv", "Attention")
+            is_step(step, "Linear", "Conv", "ConvPair", "Attention")
             and step is not None
             and sole_reader(source) is not None
         ):
