@@ -208,6 +208,39 @@ def test_fp16_stays_fp16_and_is_rounded_once() -> None:
     np.testing.assert_array_equal(found, exact.astype(np.float16))
 
 
+def rounded_image(
+    body: str, kind: str = "float", channels: int = 3
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    image = normal(2, channels, 9, 11, seed=8).astype("float32" if kind == "float" else "float16")
+    weight = normal(4, channels, 3, 3, seed=1).astype(np.float16)
+    model = graph(
+        f"h = Cast <to = 10> (x) {body}",
+        f"{kind}[N,{channels},9,11] x",
+        "float16[N,4,7,9] y",
+        18,
+        check=False,
+        w=weight,
+    )
+    return model, {"x": image}
+
+
+def test_the_first_convolution_reads_the_image_in_float32() -> None:
+    model, feeds = rounded_image("c = Conv(h, w) y = Relu(c)")
+    made = rewritten(model, feeds, conv, atol=2e-3)
+    assert kinds(made) == {":Conv": 1}
+    assert given(only(made, "Conv"))[0] == "x"
+    # To the bit as with the Cast: the image is rounded, and not the products.
+    wide = {"x": feeds["x"].astype(np.float16).astype(np.float32)}
+    np.testing.assert_array_equal(plain(made, feeds)[0], plain(made, wide)[0])
+
+
+def test_what_is_no_image_is_cast_before() -> None:
+    model, feeds = rounded_image("c = Conv(h, w) y = Relu(c)", channels=8)
+    assert kinds(rewritten(model, feeds, conv, atol=2e-3)) == {"Cast": 1, ":Conv": 1}
+    model, feeds = rounded_image("t = Tanh(h) c = Conv(t, w) y = Relu(c)")
+    assert kinds(rewritten(model, feeds, conv, atol=2e-3)) == {"Cast": 1, "Tanh": 1, ":Conv": 1}
+
+
 def test_the_backbone_of_a_detr_is_steps_with_every_relu_and_residual_inside() -> None:
     model = fuse_model(clean_model(onnx.load(DETR)).model).model
     feeds = {

@@ -30,6 +30,8 @@ from vitesse.backends.torch_cuda.rewrite.nodes import (
     sole_reader,
 )
 
+# More are no image, and no kernel reads them in another type than its weight's without a pass of its own.
+_IMAGE_CHANNELS = 4
 # Places of a step's inputs.
 _WEIGHT, _SCALE, _BIAS, _RESIDUAL = 1, 2, 3, 4
 
@@ -39,8 +41,8 @@ def conv(model: ir.Model) -> int:
 
     Into them, and into the `Conv` steps that `quantised` made, goes what follows and nobody else reads: a
     BatchNormalization, a bias, the activation, and the Add of a residual before or after it. Of two convolutions that
-    are added the one without a stride adds. A Conv over one or three axes, or with weights that are computed, is left
-    alone.
+    are added the one without a stride adds. The Cast of an image is left out. A Conv over one or three axes, or with
+    weights that are computed, is left alone.
     """
     made = 0
     for node in nodes_of(model, "Conv"):
@@ -53,6 +55,8 @@ def conv(model: ir.Model) -> int:
             made += 1
     for step in [node for node in model.graph if is_step(node, "Conv")]:
         _absorb(model, step)
+    for step in [node for node in model.graph if is_step(node, "Conv")]:
+        _read_image(step)
     return made
 
 
@@ -96,6 +100,19 @@ def padding(node: ir.Node) -> tuple[int, ...]:
         less, more = total // 2, total - total // 2
         sides.append((less, more) if mode == "SAME_UPPER" else (more, less))
     return (sides[0][0], sides[1][0], sides[0][1], sides[1][1])
+
+
+def _read_image(step: ir.Node) -> None:
+    """Let the first convolution read the image as it is fed, in float32: the step rounds it to the weight's type."""
+    cast = needed(step, 0).producer()
+    if cast is None or not is_op(cast, "Cast") or given(step, _SCALE) is not None:
+        return
+    image, weight = needed(cast, 0), needed(step, _WEIGHT)
+    fed = (
+        image.is_graph_input() and image.dtype == ir.DataType.FLOAT and weight.dtype == cast.outputs[0].dtype
+    )
+    if fed and weight.dtype in FLOATS and shape_of(image)[1] <= _IMAGE_CHANNELS:
+        step.replace_input_with(0, image)
 
 
 def _absorb(model: ir.Model, step: ir.Node) -> None:
