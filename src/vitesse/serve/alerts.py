@@ -181,7 +181,7 @@ class Alerts:
         return _Finding(
             f"More comes than can be served: {seen.queue_depth} of {seen.queue_capacity} places in the queue "
             f"are taken{refused if seen.refused else ''}.",
-            "Add a replica or a faster machine, let `vitesse tune` look for better --workers and --batch, "
+            "Add a replica or a faster machine, let vitesse tune look for better --workers and --batch, "
             "or have clients wait as Retry-After says.",
         )
 
@@ -201,7 +201,8 @@ class Alerts:
             return None
         return _Finding(
             f"The optimised model was taken out of service: {seen.breaker.rstrip('.')}. The reference answers.",
-            "Run `vitesse release status RUN`; it goes back by itself after good probes, or roll it back for good.",
+            "vitesse release status RUN says more. It comes back by itself after good probes; "
+            "vitesse release rollback RUN keeps it out.",
         )
 
 

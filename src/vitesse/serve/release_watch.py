@@ -7,6 +7,7 @@ import threading
 from collections import deque
 
 from vitesse.serve.logs import NAME
+from vitesse.serve.metric_families import ROUTES
 from vitesse.serve.metrics import Metrics
 
 _LOG = logging.getLogger(NAME)
@@ -19,13 +20,7 @@ class ReleaseWatch:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._breakers: dict[str, tuple[str, str]] = {}
         self._agreed: deque[float] = deque(maxlen=_SAMPLES)
-
-    def breaker(self, release: str) -> tuple[str, str]:
-        """Return a breaker's state ("closed", "open", "half_open") and why it came into it."""
-        with self._lock:
-            return self._breakers.get(release, ("closed", ""))
 
     @property
     def agreement(self) -> float | None:
@@ -34,8 +29,8 @@ class ReleaseWatch:
             return sum(self._agreed) / len(self._agreed) if self._agreed else None
 
     def routed(self, served_by: str, why: str) -> None:
-        """Count an answer."""
-        self._metrics.routed(why)
+        """Count an answer; `why` is one of ROUTES, or the sentence why the reference had to answer."""
+        self._metrics.routed(why if why in ROUTES else "reference")
 
     def rolled_back(self, release: str, kind: str, why: str) -> None:
         """Count and log that traffic left a release."""
@@ -44,8 +39,6 @@ class ReleaseWatch:
 
     def breaker_changed(self, release: str, state: str, why: str) -> None:
         """Log that a breaker is in another state."""
-        with self._lock:
-            self._breakers[release] = (state, why)
         level = logging.INFO if state == "closed" else logging.WARNING
         _LOG.log(level, "the breaker of %s is %s: %s", release, state.replace("_", " "), why)
 

@@ -16,7 +16,6 @@ from vitesse.serve.limits import Limits
 from vitesse.serve.logs import NAME
 from vitesse.serve.metrics import Load, Metrics
 from vitesse.serve.release_watch import ReleaseWatch
-from vitesse.serve.releases.state import REFERENCE, ReleaseState
 from vitesse.serve.sampling import Sample
 from vitesse.serve.windows import Windows
 
@@ -33,7 +32,7 @@ class Status:
 
     Args:
         facts: of the model, from `model_facts`. limits: shown as they are.
-        load: queue and workers now. releases: the release state now.
+        load: queue and workers now. releases: `releases.router.Router.status`.
         ready: whether requests are taken, and why not.
         clock: seconds, monotonic, the same as the windows'; wall: seconds since 1970.
     """
@@ -47,7 +46,7 @@ class Status:
         windows: Windows,
         watch: ReleaseWatch,
         load: Callable[[], Load],
-        releases: Callable[[], ReleaseState],
+        releases: Callable[[], Mapping[str, Any]],
         ready: Callable[[], tuple[bool, str]],
         alerts: Alerts | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -64,9 +63,9 @@ class Status:
 
     def sampled(self, sample: Sample) -> None:
         """Take the sensors' figures of this second: into gauges and windows, and judge whether to alert."""
-        load, state, figures = self._load(), self._releases(), self._windows.figures()
+        load, figures = self._load(), self._windows.figures()
         self._metrics.sensed(sample.values)
-        variant, why = answering(state, self._watch)
+        variant, why = answering(self._releases())
         self._metrics.active_variant(variant)
         self._windows.sampled({**sample.values, "queue": float(load.queue_depth)})
         seen = Seen(
@@ -109,7 +108,9 @@ class Status:
             "model": self._facts,
             "window_s": self._windows.seconds,
             "figures": _rounded(asdict(self._windows.figures())),
-            "series": {name: [_short(one) for one in values] for name, values in self._series().items()},
+            "series": {
+                name: [_short(one) for one in values] for name, values in self._windows.series(_DRAWN).items()
+            },
             "load": asdict(load),
             "workers": {str(number): state for number, state in sorted(self._metrics.workers().items())},
             "machine": _machine(sample, now),
@@ -119,49 +120,35 @@ class Status:
             "limits": self._limits,
         }
 
-    def _series(self) -> dict[str, list[float | None]]:
-        return self._windows.series(_DRAWN)
-
     def _release(self) -> dict[str, Any]:
-        state = self._releases()
-        variant, why = answering(state, self._watch)
-        shown = []
-        for one in state.releases:
-            breaker, because = breaker_of(one.name, state, self._watch)
-            shown.append(
-                {
-                    "name": one.name,
-                    "phase": one.phase.value,
-                    "share": one.share,
-                    "shadow": one.shadow,
-                    "breaker": breaker,
-                    "why": because,
-                }
-            )
+        told = self._releases()
+        variant, why = answering(told)
+        breakers = told.get("breakers", {})
         return {
             "answering": variant,
+            "serving": told["serving"],
             "why": why,
-            "releases": shown,
+            "releases": [
+                {**one, "breaker": breakers.get(one["name"], {}).get("state", "closed")}
+                for one in told["releases"]
+            ],
             "agreement": _short(self._watch.agreement),
-            "events": [asdict(one) for one in reversed(state.events[-_EVENTS_SHOWN:])],
+            "events": list(reversed(told["events"][-_EVENTS_SHOWN:])),
         }
 
 
-def breaker_of(release: str, state: ReleaseState, watch: ReleaseWatch) -> tuple[str, str]:
-    """Return "closed", "open" or "half_open" and why; the state file knows that it is open also after a restart."""
-    opening = state.breakers.get(release)
-    if opening is None:
-        return "closed", ""
-    told, why = watch.breaker(release)
-    return (told, why) if told == "half_open" else ("open", opening.why)
+def answering(told: Mapping[str, Any]) -> tuple[str, str]:
+    """Return "live" or "reference", whichever answers, and why a live release does not.
 
-
-def answering(state: ReleaseState, watch: ReleaseWatch) -> tuple[str, str]:
-    """Return "live" or "reference", whichever answers, and why a live release does not."""
-    if state.live is None:
-        return REFERENCE, ""
-    breaker, why = breaker_of(state.live.name, state, watch)
-    return ("live", "") if breaker == "closed" else (REFERENCE, why or "its breaker is half open")
+    Args:
+        told: by `releases.router.Router.status`.
+    """
+    if told["serving"] != told["reference"]:
+        return "live", ""
+    live = told["live"]
+    if live is None:
+        return "reference", ""
+    return "reference", told["breakers"].get(live, {}).get("why") or f"{live} is not loaded"
 
 
 def model_facts(run: Run, name: str) -> dict[str, Any]:
