@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tests.serve.pictures import encoded, oriented, scene
 
+from serve.pictures import encoded, oriented, scene
 from vitesse.data.results import Classification, Detections
 from vitesse.serve.answers import classification, detection, draw, results_of
 from vitesse.serve.images import Picture, feeds_of, picture_of

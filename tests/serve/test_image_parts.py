@@ -1,7 +1,9 @@
-import pytest
-from tests.serve import pictures
-from tests.serve.pictures import chunk, encoded, png, rows, scene
+import time
 
+import pytest
+
+from serve import pictures
+from serve.pictures import chunk, encoded, png, rows, scene
 from vitesse.serve.image_parts import (
     MOST_CHUNKS,
     MOST_COMPRESSED,
@@ -72,3 +74,15 @@ def test_every_beginning_of_a_file_is_read_without_an_error(form):
     data = encoded(scene(16, 12), form)
     for length in range(len(data)):
         check_parts(data[:length])
+
+
+@pytest.mark.parametrize(
+    "filling", [b"\xff\xff", b"\xff\x00", b"\xff\xd0", b"\xff\xd8", b"\xff\x01", b"\x00\x00"]
+)
+def test_filling_bytes_are_passed_over_in_time_that_grows_with_their_number_only(filling):
+    data = encoded(scene(), "JPEG", progressive=True)
+    end = data.rindex(b"\xff\xd9")
+    for hostile in (data[:2] + filling * 1_000_000 + data[2:], data[:end] + filling * 1_000_000 + data[end:]):
+        began = time.thread_time()
+        check_parts(hostile)
+        assert time.thread_time() - began < 1

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.serve import pictures
-from tests.serve.pictures import encoded, scene
 
+from serve import pictures
+from serve.pictures import encoded, scene
 from vitesse.data.images import decode_image
 from vitesse.data.preprocess import feeds
 from vitesse.serve import images

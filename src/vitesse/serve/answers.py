@@ -19,7 +19,7 @@ from vitesse.spec import ModelSpec
 
 Document = dict[str, Any]
 
-# zlib's quickest level: at 12 megapixels a quarter of the time of Pillow's own, the files a few per cent larger.
+# zlib's quickest level: at 12 megapixels 0.8 s in place of 3.8 s at Pillow's own level, the file 13 % larger.
 _PNG_LEVEL = 1
 
 

@@ -23,8 +23,9 @@ MOST_SCANS = 64
 _COMPRESSED = {b"zTXt", b"iTXt", b"iCCP"}
 _SCAN, _END = 0xDA, 0xD9
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}  # SOF2, SOF6, SOF10, SOF14 (ITU-T T.81, table B.1)
-_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length: TEM, RST0-7, SOI
-_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+# Leaves out what may come a million times: stuffed and filling bytes, and markers without a length (TEM, RST0-7, SOI).
+# One byte of 0xFF, not a run of them: from every byte of a long run a pattern for runs would walk to its end.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
 
 def check_parts(body: bytes) -> None:
@@ -79,14 +80,12 @@ def _check_segments(body: bytes) -> None:
 
 
 def _markers(body: bytes) -> Iterator[int]:
-    """Markers up to the end of the image; what follows one without a length is skipped up to the next."""
+    """Markers with a length, up to the end of the image; what is none is skipped up to the next."""
     place = 2
     while found := _MARKER.search(body, place):
         marker, place = found[1][0], found.end()
         if marker == _END:
             return
-        if marker in _ALONE:
-            continue
         yield marker
         place += int.from_bytes(body[place : place + 2], "big")
 
