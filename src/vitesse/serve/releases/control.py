@@ -80,6 +80,10 @@ class Control:
             state = self._tell_breaker(live.name)
             if state is State.CLOSED:
                 return Plan(live.name, "live", copied)
+            if self.reference not in self._loaded:
+                if state is State.HALF_OPEN:  # nothing could stand in for it while it is probed
+                    breaker.close()
+                return Plan(live.name, "live, as no reference is loaded to go back to", copied)
             if state is State.HALF_OPEN and breaker.probe():
                 return Plan(self.reference, f"{live.name} is being probed: {breaker.why}", live.name, True)
             return Plan(self.reference, f"{live.name} was rolled back: {breaker.why}", copied)
@@ -178,9 +182,11 @@ class Control:
                 if (breaker := self._breakers.get(one.name)) is not None
             }
             loaded = self._answering(live)
-            works = loaded is not None and self.breaker(loaded.name).state is State.CLOSED
+            stays = loaded is not None and (
+                self.reference not in self._loaded or self.breaker(loaded.name).state is State.CLOSED
+            )
             return {
-                "serving": loaded.name if loaded is not None and works else self.reference,
+                "serving": loaded.name if loaded is not None and stays else self.reference,
                 "reference": self.reference,
                 "live": live.name if live else None,
                 "canary": asdict(self._state.canary) if self._state.canary else None,

@@ -1,10 +1,10 @@
 """A few images and the original's answers to them, kept in the run: is a release right on this machine?
 
-Engines and kernels that are right where they were built can be wrong elsewhere, silently; so before a release is ready it
-answers the golden images here, and stays not ready where it differs by more than its precision explains.
+Engines and kernels that are right where they were built can be wrong elsewhere, silently; so before a release is ready
+it answers the golden images here, and stays not ready where it differs by more than its precision explains.
 
-RUN/golden.npz: `images` (uint8 RGB, one array each), the original's outputs on them, made by ONNX Runtime on the CPU with
-every optimisation off, and the sha256 of the original they belong to.
+RUN/golden.npz: `images` (uint8 RGB, one array each), the original's outputs on them, made by ONNX Runtime on the CPU
+with every optimisation off, and the sha256 of the original they belong to.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shlex
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from vitesse.data.postprocess import decode
 from vitesse.data.preprocess import feeds
 from vitesse.errors import DataError, RunFolderError, SpecError, VitesseError
 from vitesse.ledger import Ledger, Row
+from vitesse.recipe import LEVERS
 from vitesse.run import Run, artifact_of, spec_of
 from vitesse.serve.releases.agreement import agreement
 from vitesse.spec import ModelSpec, Resize
@@ -225,14 +227,14 @@ def _meaning(
 def _smaller(row: Row, ledger: Ledger) -> bool:
     """Whether a lever that passed stands before the row, or made it: its outputs are those of another network."""
     before = ledger.rows[: ledger.rows.index(row) + 1]
-    levers = ("size", "decoder", "queries", "tokens")
-    return any(one.stage.startswith(levers) and (one is row or one.verdict == "PASS") for one in before)
+    made = any(one.stage.startswith(LEVERS) and (one is row or one.verdict == "PASS") for one in before)
+    return made or row.preprocessing is not None or row.input_size is not None
 
 
 def _validation_images(ledger: Ledger) -> list[Pixels]:
     """Read some of the images that the run was verified on, where its command's --data is still there."""
     words = shlex.split(ledger.command)
-    named = [after for word, after in zip(words, words[1:], strict=False) if word == "--data"]
+    named = [after for word, after in pairwise(words) if word == "--data"]
     named += [word.removeprefix("--data=") for word in words if word.startswith("--data=")]
     try:
         return [pixels for _, pixels in open_dataset(named[-1]).val.spread(COUNT)] if named else []

@@ -1,8 +1,8 @@
 """Sends each request to the release that answers now, and answers it by the reference when that release fails.
 
-A request is run at most twice: once by a release and once by the reference. Copies, for comparisons, shadows and probes,
-are submitted after the request was answered, only while no queue is more than half full, and nobody waits for them.
-What is counted is counted on the thread that ended the run, after the answer was given.
+A request is run at most twice: once by a release and once by the reference. Copies, for comparisons, shadows
+and probes, are submitted after the request was answered, only while no queue is more than half full, and nobody waits
+for them. What is counted is counted on the thread that ended the run, after the answer was given.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,10 @@ class Router:
 
     def run(self, release: str, work: Work, then: Callable[[Future[Executed]], None]) -> None:
         """Submit work to one release and call `then` when it has ended; raises Refusal as the executor."""
-        self._executors[release].submit(work)
+        executor = self._executors.get(release)
+        if executor is None:
+            raise Refusal(503, "not_ready", f"{release} is not loaded; the server's log says why")
+        executor.submit(work)
         work.done.add_done_callback(then)
 
     def roomy(self) -> bool:
@@ -163,7 +167,7 @@ class _Flight:
             release = self._plan.release if self._failed is None else self._reference
             error = done.exception()
             executed = None if error is not None else done.result()
-            failed = self._judged(release, executed, error)
+            failed = self._judged(release, self._running.feeds, executed, error)
             if failed is None and executed is not None:
                 self._succeeded(release, executed)
             elif failed is None:
@@ -177,14 +181,16 @@ class _Flight:
             self._refuse(error)
             raise
 
-    def _judged(self, release: str, executed: Executed | None, error: BaseException | None) -> Outcome | None:
+    def _judged(
+        self, release: str, feeds: Arrays, executed: Executed | None, error: BaseException | None
+    ) -> Outcome | None:
         """Return what the release did wrong; None where it did nothing wrong."""
         if executed is None:
             fault = not isinstance(error, Refusal) or error.code in _FAULTS
             return Outcome(Kind.ERROR, str(error)) if fault else None
         broken = _nonfinite(executed.outputs)
         # NaN from NaN is no fault of the release; the feeds are looked at in this rare case only.
-        if not broken or _nonfinite(self._running.feeds):
+        if not broken or _nonfinite(feeds):
             return None
         self._observer.nonfinite(release)
         return Outcome(Kind.NONFINITE, f"the output {broken!r} of {release} holds NaN or Inf")
@@ -210,10 +216,6 @@ class _Flight:
         again = self._copied(self._reference, self._work.deadline)
         self._running = again
         try:
-            if self._reference not in self._router._executors:
-                raise Refusal(
-                    503, "backend", f"{failed.text}; no reference is loaded that could answer instead"
-                )
             self._router.run(self._reference, again, self._ended)
         except Refusal as refusal:
             self._control.record(self._plan.release, failed)
@@ -247,21 +249,21 @@ class _Flight:
         return Work(feeds, self._router._clock(), deadline, self._work.request_id)
 
     def _copy(self, served_by: str, executed: Executed) -> None:
-        """Run a copy where the plan or the sampler wants one: a probe, a shadow, or the reference for comparison."""
-        release, target = self._plan.copy_to, self._plan.copy_to
-        if not release and served_by != self._reference and self._sampler.compared():
-            release, target = served_by, self._reference
-        if not release:
-            return
-        if not self._router.roomy():
-            self._drop(release)
-            return
-        now = self._router._clock()
-        copy = self._copied(target, now + max(0.0, self._work.deadline - self._work.arrived))
-        try:
-            self._router.run(target, copy, lambda done: self._compare(release, target, executed, copy, done))
-        except (Refusal, KeyError):  # no room after all, or a comparison where no reference is loaded
-            self._drop(release)
+        """Run copies where the plan or the sampler wants some: a probe, a shadow, the reference for comparison."""
+        wanted = [(self._plan.copy_to, self._plan.copy_to)] if self._plan.copy_to else []
+        if served_by != self._reference and self._sampler.compared():
+            wanted.append((served_by, self._reference))
+        for release, target in wanted:
+            if not self._router.roomy():
+                self._drop(release)
+                continue
+            allowed = max(0.0, self._work.deadline - self._work.arrived)
+            copy = self._copied(target, self._router._clock() + allowed)
+            compare = partial(self._compare, release, target, executed, copy)
+            try:
+                self._router.run(target, copy, compare)
+            except Refusal:  # no room after all, or no reference is loaded
+                self._drop(release)
 
     def _drop(self, release: str) -> None:
         self._give_up_probe()
@@ -277,8 +279,7 @@ class _Flight:
                 return
             error = done.exception()
             executed = None if error is not None else done.result()
-            self._running = copy
-            failed = self._judged(target, executed, error)
+            failed = self._judged(target, copy.feeds, executed, error)
             if target == self._reference:
                 if executed is not None and failed is None:
                     self._compared_with_reference(release, served, executed)

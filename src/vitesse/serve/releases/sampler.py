@@ -9,6 +9,7 @@ from vitesse.data.postprocess import decode
 from vitesse.data.results import Result
 from vitesse.errors import SpecError
 from vitesse.serve.releases.agreement import agreement
+from vitesse.serve.releases.state import REFERENCE
 from vitesse.serve.work import Arrays
 from vitesse.spec import ModelSpec
 
@@ -64,12 +65,9 @@ class DecodedSampler:
     def agreement(self, release: str, found: Arrays, expected: Arrays) -> float:
         """Read both and compare; see `releases.agreement`."""
         try:
-            ours = self._read(release, found)
-        except (
-            SpecError
-        ):  # another shape or number of classes: wrong, and nothing a client's request can cause
+            return agreement(self._read(release, found), self._read(REFERENCE, expected))
+        except (SpecError, ValueError):  # another shape, number of images or of classes: wrong
             return 0.0
-        return agreement(ours, self._read("reference", expected))
 
     def scores(self, release: str, outputs: Arrays) -> tuple[float, ...]:
         """Read the outputs and return the best score of each image."""
@@ -82,5 +80,5 @@ class DecodedSampler:
         spec = self._specs(release)
         images = len(next(iter(outputs.values())))
         # One size for both: boxes are compared in the same pixels, whatever the release was fed with.
-        size = self._specs("reference").preprocessing.size
+        size = self._specs(REFERENCE).preprocessing.size
         return decode(outputs, spec, [size] * images)
