@@ -88,6 +88,10 @@ def undecodable():
             "more than 10000 PNG chunks",
         ),
         "40 many segments": (pictures.jpeg_with_segments(100_000), "more than 4096 JPEG segments"),
+        "40 filling bytes": (
+            encoded(SCENE, "JPEG")[:2] + b"\xff" * 8_000_000 + encoded(SCENE, "JPEG")[2:],
+            "more than 65536 bytes between JPEG segments",
+        ),
         "40 many scans": (pictures.jpeg_with_scans(2000, 1500, 300), "more than 64 JPEG scans"),
     }
 

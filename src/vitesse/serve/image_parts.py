@@ -17,6 +17,8 @@ MOST_CHUNKS = 10_000
 MOST_COMPRESSED = 16
 # A profile of 16 MiB in segments of 64 KiB is 256 of them; 4,096 are read in 3 ms.
 MOST_SEGMENTS = 4096
+# Bytes between segments that belong to none; a decoder takes them one by one, 64 KiB in 20 ms.
+MOST_FILLING = 65_536
 # Encoders write about ten scans; each goes once more over all coefficients, 4 ms at 12 megapixels.
 MOST_SCANS = 64
 
@@ -65,28 +67,31 @@ def _chunks(body: bytes) -> Iterator[bytes]:
 
 def _check_segments(body: bytes) -> None:
     """Count the segments; of a progressive file also the scans (a sequential one cannot repeat its data for free)."""
-    segments = scans = 0
+    segments = scans = filling = 0
     progressive = False
-    for marker in _markers(body):
+    for marker, skipped in _markers(body):
+        filling += 0 if scans else skipped  # behind a scan it is the scan's data
         segments += marker != _SCAN
         scans += marker == _SCAN
         progressive = progressive or marker in _PROGRESSIVE
         if segments > MOST_SEGMENTS:
             raise _too_many("JPEG segments", MOST_SEGMENTS)
+        if filling > MOST_FILLING:
+            raise _too_many("bytes between JPEG segments", MOST_FILLING)
         if scans > MOST_SCANS:
             raise _too_many("JPEG scans", MOST_SCANS)
         if scans and not progressive:
             return
 
 
-def _markers(body: bytes) -> Iterator[int]:
-    """Markers with a length, up to the end of the image; what is none is skipped up to the next."""
+def _markers(body: bytes) -> Iterator[tuple[int, int]]:
+    """Markers with a length, up to the end of the image, and how many bytes were skipped before each."""
     place = 2
     while found := _MARKER.search(body, place):
-        marker, place = found[1][0], found.end()
+        marker, skipped, place = found[1][0], found.start() - place, found.end()
         if marker == _END:
             return
-        yield marker
+        yield marker, skipped
         place += int.from_bytes(body[place : place + 2], "big")
 
 
