@@ -17,7 +17,9 @@ from vitesse.errors import UsageError
 from vitesse.storage import storage_error
 from vitesse.video.reading import Audio
 
-# The first that the container takes and that is built in; the container's own choice comes last.
+# Those that keep a time for each frame; AVI, which only counts, is read but not written.
+CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+# The first that the container takes and that is built in.
 _CODECS = {
     "libx264": {"preset": "veryfast", "crf": "20"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0"},
@@ -38,7 +40,7 @@ class Writer(Closing):
         audio: packets to copy, which may still be growing.
 
     Raises:
-        UsageError: no container has that suffix, or it takes no codec that is here.
+        UsageError: no container that can be written has that suffix.
     """
 
     def __init__(
@@ -48,14 +50,13 @@ class Writer(Closing):
         # Hidden until it is whole, with the same suffix, because that names the container.
         self._temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         self.notes: list[str] = []
-        try:
-            self._container = av.open(str(self._temporary), "w")
-        except ValueError as error:
+        if path.suffix.lower() not in CONTAINERS:
             raise UsageError(
-                f"no video container has the suffix of {path}",
-                expected=".mp4, .mkv, .mov, .webm or .avi",
+                f"no video container that can be written has the suffix of {path}",
+                expected=f"one of: {', '.join(CONTAINERS)}",
                 fix="--out boxed.mp4",
-            ) from error
+            )
+        self._container = av.open(str(self._temporary), "w")
         self._video: av.VideoStream | None = None
         self._sound: av.AudioStream | None = None
         self._closed = False
@@ -121,21 +122,22 @@ class Writer(Closing):
                 self.notes.append(f"the sound is not copied: {self._path.suffix} does not take {codec}")
                 self._audio.wanted = False
                 self._audio.packets.clear()
+        self._container.start_encoding()  # opens the file: a folder that is not there is said before any work
         return video
 
     def _with_codec(self) -> av.VideoStream:
-        own = self._container.default_video_codec
-        for name in (*_CODECS, *([own] if own not in ("", "none") else [])):
+        for name in _CODECS:
             with contextlib.suppress(
                 ValueError, av.FFmpegError
             ):  # not in this build, or not for this container
-                made = self._container.add_stream(name, rate=self._rate, options=dict(_CODECS.get(name, {})))
+                made = self._container.add_stream(name, rate=self._rate, options=dict(_CODECS[name]))
                 if isinstance(made, av.VideoStream):
                     return made
         raise UsageError(
             f"{self._path.suffix} takes none of the codecs that are here",
-            expected=".mp4, .mkv, .mov, .webm or .avi",
-            fix="--out boxed.mp4",
+            expected=f"one of: {', '.join(_CODECS)}",
+            cause="a build of PyAV without encoders",
+            fix="pip install --force-reinstall 'vitesse[video]'",
         )
 
     def _copy_sound(self) -> None:
