@@ -376,3 +376,17 @@ def test_16_bit_pictures_are_scaled_without_a_wide_copy():  # 43
         tracemalloc.stop()
     assert np.array_equal(pixels[..., 0], np.round(values / 257).astype(np.uint8))
     assert peak < 8 * values.size  # one copy as 64-bit integers alone would be that
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_only_the_decoder_that_the_first_bytes_name_is_tried(form, monkeypatch):  # 47
+    body, tried = encoded(SCENE, form), []
+    opened = images.open_image
+
+    def noted(stream, name, *, formats, max_pixels):
+        tried.extend(formats)
+        return opened(stream, name, formats=formats, max_pixels=max_pixels)
+
+    monkeypatch.setattr(images, "open_image", noted)
+    assert pixels_of(body, LIMITS).shape == SCENE.shape
+    assert tried == [form]
