@@ -6,7 +6,7 @@ Pure: values and times in, decisions out; no thread, no lock (the router holds o
     error          k in a row, or a share of the window's requests                   fewer than `least` requests
     nonfinite      as errors: NaN or Inf from finite feeds; both count together
     slow           p95 of a run's seconds per item > factor × the reference's        fewer than `timed` of either
-    disagreement   mean agreement of the window's sampled requests < bound           fewer than `compared`
+    disagreement   mean agreement of sampled requests, the latest or all, < bound    fewer than `compared`, or chance
     drift          Hellinger distance of the scores, beyond chance > bound           fewer than `scored` of either
 
 Unknown never opens it. A breaker that opens again soon after it closed waits twice as long, up to a cap.
@@ -19,11 +19,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean as mean
+from statistics import median, stdev
 
 from vitesse.serve.releases.drift import excess
 
 # Enough for a window of a busy server's sampled figures; older ones are forgotten.
 _KEPT = 2000
+# Runs from which a p95 is worth something by itself.
+_TAIL = 100
 # Sorting a full window takes 0.2 ms: not at each request.
 _SLOW_EVERY = 10
 
@@ -54,7 +58,7 @@ class Thresholds:
         consecutive: failures (errors, NaN) in a row; failure_share: of the window, once it has `least` requests.
         window_s: seconds looked back.
         slow_factor: p95 of a run's seconds per item against the reference's; timed: runs needed on either side.
-        agreement: least mean in 0..1; compared: sampled requests needed.
+        agreement: least mean in 0..1; compared: sampled requests needed, at least 2.
         drift: largest Hellinger distance beyond chance, 0..1; scored: scores needed on either side.
         cool_down_s: before the first probe; it doubles, up to cool_down_most_s, when the breaker opens again before it
             was closed for `stable_s`.
@@ -264,10 +268,11 @@ class Breaker:
         limits = self.thresholds
         if outcome.agreement is not None:
             agreed = self._agreed.values(now)
-            mean = sum(agreed) / len(agreed)
-            if len(agreed) >= limits.compared and mean < limits.agreement:
-                text = f"{len(agreed)} sampled requests agree with the reference by {mean:.3f} on average"
-                return Kind.DISAGREEMENT, f"{text} (at least {limits.agreement:g})"
+            # The latest alone as well: a long good past must not hide what is wrong now.
+            for found in (agreed[-limits.compared :], agreed):
+                if len(found) >= limits.compared and _surely_below(found, limits.agreement):
+                    text = f"{len(found)} sampled requests agree with the reference by {mean(found):.3f} on average"
+                    return Kind.DISAGREEMENT, f"{text} (at least {limits.agreement:g})"
         if outcome.scores:
             found, expected = self._scores.values(now), self.yardstick.scores.values(now)
             if min(len(found), len(expected)) >= limits.scored:
@@ -289,6 +294,9 @@ class Breaker:
         ours, theirs = _p95(found), _p95(expected)
         if ours <= limits.slow_factor * theirs:
             return None
+        # p95 of a few runs is nearly their worst: one stall of the machine, unless most of the latest are slower as well.
+        if min(len(found), len(expected)) < _TAIL and median(found[-limits.timed :]) <= median(expected):
+            return None
         return Kind.SLOW, (
             f"p95 of {len(found)} runs is {1e3 * ours:.3g} ms per image, the reference's {1e3 * theirs:.3g} ms "
             f"(at most {limits.slow_factor:g} times that)"
@@ -305,6 +313,11 @@ class Breaker:
             if outcome.seconds > most:
                 return Kind.SLOW, f"it took {1e3 * outcome.seconds:.3g} ms (at most {1e3 * most:.3g})"
         return None
+
+
+def _surely_below(values: Sequence[float], bound: float) -> bool:
+    """Whether a mean is below the bound by three standard errors: two other classes in ten images are chance."""
+    return mean(values) + 3 * stdev(values) / math.sqrt(len(values)) < bound
 
 
 def _p95(values: Sequence[float]) -> float:
