@@ -131,13 +131,14 @@ class Gate:
     """Lets the first runs wait until a test opens it, and says that one waits."""
 
     def __init__(self, holds: int = 1) -> None:
-        self.waiting, self._open, self._left = threading.Event(), threading.Event(), holds
+        self.waiting, self._open, self._holds = threading.Event(), threading.Event(), holds
         self._lock = threading.Lock()
+        self.entered = 0
 
     def __call__(self, session: EchoSession, feeds: Arrays) -> None:
         with self._lock:
-            self._left -= 1
-            held = self._left >= 0
+            self.entered += 1
+            held = self.entered <= self._holds
         if held:
             self.waiting.set()
             assert self._open.wait(SOON_S)
