@@ -72,6 +72,7 @@ CASES: list[tuple[int, tuple[bytes, str | None], str]] = [
     (4, in_binary(tail=bytes(20)), r"4 bytes of the body belong to no input of model 'm'"),
     (4, in_binary(tail=bytes(12)), r"unexpected end of the body: input 'x' .*_size 16, and 12 bytes are left"),
     (4, in_binary(binary_tensor(12), tail=bytes(12)), r"mismatch for input 'x' for model 'm'. Expected 16, got 12"),
+    (4, in_binary(binary_tensor(20), tail=bytes(20)), r"mismatch for input 'x' for model 'm'. Expected 16, got 20"),
     (4, in_binary(binary_tensor(-4)), r"binary_data_size of input 'x' for model 'm' is -4; expected a number of"),
     (4, in_binary(binary_tensor(True)), r"binary_data_size of .* is True"),
     (4, in_binary(binary_tensor("16")), r"binary_data_size of .* is '16'"),

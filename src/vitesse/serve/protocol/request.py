@@ -287,7 +287,7 @@ def _timeout(parameters: Mapping[str, Any]) -> float | None:
 
 
 def _request_id(value: object) -> str:
-    if not isinstance(value, str) or len(value) > _ID_LENGTH or not (value.isprintable()):
+    if not isinstance(value, str) or len(value) > _ID_LENGTH or not value.isprintable():
         raise bad_request(
             f'"id" of the request is {shown(value)}; expected printable text of at most {_ID_LENGTH} characters'
         )
