@@ -139,11 +139,16 @@ class Alerts:
 
     def _memory_slope(self, seen: Seen) -> _Finding | None:
         points = list(self._memory)
-        if len(points) < 10 or points[-1][0] - points[0][0] < self._bounds.memory_requests:
+        if len(points) < 12 or points[-1][0] - points[0][0] < self._bounds.memory_requests:
             return None
-        slope, newer = mb_per_1000(points), mb_per_1000(points[len(points) // 2 :])
-        # A single step (a larger shape came) tilts the whole line, but not its newer half.
-        if slope <= self._bounds.memory_mb_per_1000 or newer <= self._bounds.memory_mb_per_1000 / 2:
+        slope, quarter = mb_per_1000(points), len(points) // 4
+        steep = [
+            at
+            for at in range(0, 4 * quarter, quarter)
+            if mb_per_1000(points[at : at + quarter]) > self._bounds.memory_mb_per_1000 / 2
+        ]
+        # A step (a larger shape came) tilts the whole line, but only the quarter it falls into.
+        if slope <= self._bounds.memory_mb_per_1000 or len(steep) < 3:
             return None
         span = points[-1][0] - points[0][0]
         return _Finding(
