@@ -7,9 +7,8 @@ import pytest
 
 pytest.importorskip("av", reason="needs PyAV: pip install 'vitesse[video]'")
 
-from video.clips import one_box, pictures_of, plain, write_clip
-
 import vitesse.predict
+from video.clips import one_box, pictures_of, plain, write_clip
 from vitesse.cli import main
 from vitesse.cli.video import progress_line, summary
 from vitesse.video.predicting import Tally

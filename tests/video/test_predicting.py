@@ -15,7 +15,6 @@ pytest.importorskip("av", reason="needs PyAV: pip install 'vitesse[video]'")
 
 from fashion import DETR, FOLDER, artifact_of
 from video.clips import number_of, one_box, pictures_of, plain, sound_of, write_clip, write_damaged
-
 from vitesse.data.results import Result
 from vitesse.errors import BackendError, UsageError
 from vitesse.predict import Model
@@ -94,7 +93,10 @@ def test_an_error_in_any_stage_is_raised_and_what_was_written_before_stays_whole
     clip, calls = write_clip(tmp_path / "a.mp4", plain(12)), itertools.count()
 
     def after_five(do: Callable[..., object]) -> Callable[..., object]:
-        return lambda *given, **named: (failing if next(calls) >= 5 else do)(*given, **named)
+        def called(*given: object, **named: object) -> object:
+            return (failing if next(calls) >= 5 else do)(*given, **named)
+
+        return called
 
     infer, tell = one_box, lambda tally: None
     if broken == "infer":

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("av", reason="needs PyAV: pip install 'vitesse[video]'")
 
 import av
-from video.clips import number_of, plain, turn_clockwise, write_clip, write_damaged
 
+from video.clips import number_of, plain, turn_clockwise, write_clip, write_damaged
 from vitesse.errors import DataError, UsageError
 from vitesse.video import SourceKind, kind_of, without_password
 from vitesse.video.reading import FileReader, LiveReader, _Presentation, open_reader

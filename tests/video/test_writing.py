@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("av", reason="needs PyAV: pip install 'vitesse[video]'")
 
 import av
-from video.clips import number_of, pictures_of, plain, sound_of, write_clip
 
+from video.clips import number_of, pictures_of, plain, sound_of, write_clip
 from vitesse.errors import StorageError, UsageError
 from vitesse.video.reading import FileReader
 from vitesse.video.writing import Writer
