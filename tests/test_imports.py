@@ -6,8 +6,9 @@ import sys
 import pytest
 
 HEAVY = {
-    "flax", "jax", "jax2onnx", "jinja2", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino", "PIL",
-    "psutil", "pycocotools", "rich", "safetensors", "sympy", "timm", "torch", "transformers",
+    "av", "cudnn", "flax", "httptools", "jax", "jax2onnx", "jinja2", "numpy", "nvmath", "onnx", "onnx_ir", "onnxruntime",
+    "onnxscript", "openvino", "PIL", "prometheus_client", "psutil", "pycocotools", "rich", "safetensors", "starlette",
+    "sympy", "timm", "torch", "transformers", "triton", "uvicorn",
 }  # fmt: skip
 DEPLOY = {"numpy", "onnx", "onnxruntime", "PIL"}
 
