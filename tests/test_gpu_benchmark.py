@@ -233,10 +233,10 @@ def test_a_run_that_is_stopped_keeps_the_groups_it_had(
     race = gpu_module("race").Race
     whole = race.run
 
-    def stopped(self: Any, group: Any) -> Any:
+    def stopped(self: Any, group: Any, keep: Any) -> Any:
         if group.batch == 2:
             raise KeyboardInterrupt
-        return whole(self, group)
+        return whole(self, group, keep)
 
     monkeypatch.setattr(race, "run", stopped)
     out = tmp_path / "race.json"
@@ -244,6 +244,43 @@ def test_a_run_that_is_stopped_keeps_the_groups_it_had(
     with pytest.raises(KeyboardInterrupt):
         program.main(arguments(made, out, "--rows", rows, "--peers", "torch eager", "--without-ours"))
     assert list(json.loads(out.read_text())["groups"]) == ["vit_tiny:1"]
+
+
+def test_a_run_that_is_stopped_or_fails_keeps_the_candidates_it_had_opened(
+    program: ModuleType, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    race = gpu_module("race")
+    peers = gpu_module("peers").PEERS
+
+    def ending(given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(peers, "ending", ending)
+    out = tmp_path / "race.json"
+    rows = ("--rows", "vit_tiny:1:fp32", "--without-ours", "--peers")
+    with pytest.raises(KeyboardInterrupt):
+        program.main(arguments(made, out, *rows, "torch eager,ending"))
+    found = json.loads(out.read_text())["groups"]["vit_tiny:1"]
+    assert found["candidates"]["torch eager"]["alone_ms"] > 0
+    assert "ms" not in found["candidates"]["torch eager"]
+    monkeypatch.setattr(race, "interleaved", lambda *_: 1 / 0)
+    program.main(arguments(made, out, *rows, "torch eager"))
+    found = json.loads(out.read_text())["groups"]["vit_tiny:1"]
+    assert found["failed"] == "ZeroDivisionError: division by zero"
+    assert found["candidates"]["torch eager"]["alone_ms"] > 0
+
+
+def test_a_short_build_tries_what_it_is_told(
+    program: ModuleType, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = gpu_module("ours")
+    asked: list[Any] = []
+    monkeypatch.setattr(ours, "backend", lambda name: asked)
+    monkeypatch.setattr(ours, "BuildOptions", lambda **options: asked.append(options) or 1 / 0)
+    out = tmp_path / "race.json"
+    few = ("--tactics", "3", "--build-seconds", "0.05")
+    program.main(arguments(made, out, "--rows", "vit_tiny:2:fp32", "--peers", "none", *few))
+    assert asked == [{"batch": (2, 2, 2), "tactics": 3, "seconds": 0.05}]
 
 
 def test_a_group_that_fails_is_told_and_the_next_goes_on(

@@ -9,7 +9,8 @@
 
 From the root of the repository. All but the last need torch; `race`, `accuracy` and `profile` an NVIDIA GPU. The models
 are made in --folder, random weights, and are taken from there the next time. Rows of one model and batch share one
-interleaved run. What a run measured is written after every group: one that is stopped keeps what it has.
+interleaved run. Results are written after every candidate: a run that is stopped keeps what it has. --tactics 4
+--build-seconds 0.05 shorten the builds of the target where time on the GPU is short.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,10 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--peers", default=DEFAULT_PEERS, help=f"labels, with commas between; or {NO_PEERS}")
     parser.add_argument("--without-ours", action="store_true", help="peers alone")
     parser.add_argument("--seconds", type=float, default=6.0, help="of measuring, for each model and batch")
+    parser.add_argument(
+        "--tactics", type=int, default=32, help="of each kernel that a build of the target tries for a step"
+    )
+    parser.add_argument("--build-seconds", type=float, default=0.2, help="that a build measures one step for")
     parser.add_argument("--limit-s", type=float, default=120.0, help="that a candidate may take to get ready")
     parser.add_argument(
         "--images", type=Path, help="labelled images for accuracy (default: those of the examples)"
@@ -101,6 +107,7 @@ def race(given: argparse.Namespace, record: Record) -> None:
     import torch
 
     from .compiling import compile_all, unready
+    from .ours import Effort
     from .race import Race, groups_of
 
     rows = rows_of(given.rows)
@@ -118,13 +125,15 @@ def race(given: argparse.Namespace, record: Record) -> None:
         given.limit_s,
         batches,
         not given.without_ours,
+        Effort(given.tactics, given.build_seconds),
         unready(compiled),
     )
     for group in groups:
         try:
-            found = run.run(group)
+            found = run.run(group, keep=partial(record.add, group.name, under="groups"))
         except Exception as error:
-            found = {"precisions": list(group.precisions), "failed": f"{type(error).__name__}: {error}"[:400]}
+            kept = record.content.get("groups", {}).get(group.name, {"precisions": list(group.precisions)})
+            found = {**kept, "failed": f"{type(error).__name__}: {error}"[:400]}
         record.add(group.name, found, under="groups")
         print(group.name, shown(found), flush=True)
 
@@ -167,8 +176,9 @@ def profile(given: argparse.Namespace, record: Record) -> None:
     from .rows import rows_of
 
     make(given, record)
+    effort = ours.Effort(given.tactics, given.build_seconds)
     for row in rows_of(given.rows):
-        made = ours.build(given.folder, row.model, row.precision, [row.batch])
+        made = ours.build(given.folder, row.model, row.precision, [row.batch], effort)
         found = profiled(made.artifact, row, given.device)
         record.add(row.name, found, under="rows")
         for line in found["kernels"][:20]:

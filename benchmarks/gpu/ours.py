@@ -17,6 +17,7 @@ from torch import Tensor
 from vitesse.artifact import Artifact, Store
 from vitesse.backends import backend
 from vitesse.backends.torch_cuda.building import BuildOptions
+from vitesse.backends.torch_cuda.tactics import MOST_TACTICS
 from vitesse.benchmark.fresh_process import fresh_process
 
 from . import graphs
@@ -44,11 +45,24 @@ class Made:
         }
 
 
-def build(folder: Path, name: str, precision: str, batches: Sequence[int]) -> Made:
+@dataclass(frozen=True)
+class Effort:
+    """How much a build tries: tactics of each kernel, and seconds of measuring for each step."""
+
+    tactics: int = MOST_TACTICS
+    seconds: float = BuildOptions.seconds
+
+
+FULL = Effort()
+
+
+def build(folder: Path, name: str, precision: str, batches: Sequence[int], effort: Effort = FULL) -> Made:
     """Build for three batches at most: the smallest, the one in the middle and the largest of those given."""
     source = graphs.artifact(folder, name, precision)
     some = sorted(batches)
-    options = BuildOptions(batch=(some[0], some[len(some) // 2], some[-1]))
+    options = BuildOptions(
+        batch=(some[0], some[len(some) // 2], some[-1]), tactics=effort.tactics, seconds=effort.seconds
+    )
     runtime: Any = backend(TARGET)
     began = time.perf_counter()
     built = runtime.build_for(source, Store(folder / f"built_{name}_{precision}"), options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,10 @@ from vitesse.errors import VitesseError
 
 from . import graphs, ours
 from .models import MODELS, module_of
+from .ours import FULL, Effort
 from .peers import PEERS, Candidate, OutOfTime, Setting
 from .rows import Row
-from .timing import interleaved
+from .timing import alone, interleaved
 
 # Characters of an error's message that are kept.
 CUT = 400
@@ -54,6 +55,7 @@ class Race:
     Args:
         batches: of each model, for which its artifact is built.
         ours: False leaves out the target itself.
+        effort: of its builds.
         unready: `GROUP LABEL` → why a candidate is not tried: it could not be compiled ahead.
     """
 
@@ -64,12 +66,18 @@ class Race:
     limit_s: float
     batches: Mapping[str, Sequence[int]]
     ours: bool = True
+    effort: Effort = FULL
     unready: Mapping[str, str] = field(default_factory=dict)
     built: dict[tuple[str, str], ours.Made] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
 
-    def run(self, group: Group) -> dict[str, Any]:
-        """Measure a group; a candidate that fails is told in `refused`, and the others go on."""
+    def run(self, group: Group, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Measure a group; a candidate that fails is told in `refused`, and the others go on.
+
+        Args:
+            keep: gets what is known after every candidate, with `alone_ms`, its median in one block of calls, so that
+                a run that is cut off leaves something; no figure of the tables comes from there.
+        """
         given = self._setting(group)
         wanted = reference(given)
         found: dict[str, Any] = {"precisions": list(group.precisions), "candidates": {}, "refused": {}}
@@ -81,11 +89,13 @@ class Race:
                     continue
                 print(group.name, label, flush=True)
                 try:
-                    timed[label], about = self._opened(begin, stack, wanted)
-                    found["candidates"][label] = about
+                    one, about = self._opened(begin, stack, wanted)
+                    about["alone_ms"] = alone(one)
+                    timed[label], found["candidates"][label] = one, about
                 except (Exception, OutOfTime) as error:
                     found["refused"][label] = self._words(error)
                     print(group.name, label, found["refused"][label], flush=True)
+                keep(found)
             with Watch(given.device.index or 0 if given.device.type == "cuda" else None) as watch:
                 samples = interleaved(timed, self.seconds)
                 found["observed"] = watch.observed().to_json()
@@ -121,7 +131,7 @@ class Race:
     ) -> tuple[AbstractContextManager[Candidate], dict[str, Any]]:
         key = group.model, precision
         if key not in self.built:
-            self.built[key] = ours.build(self.folder, *key, self.batches[group.model])
+            self.built[key] = ours.build(self.folder, *key, self.batches[group.model], self.effort)
         made = self.built[key]
         about = {"build": made.to_json(), "load": ours.load_times(made.artifact, given.images)}
         return ours.opened(made.artifact, given.images), about

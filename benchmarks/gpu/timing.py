@@ -81,6 +81,11 @@ def interleaved(candidates: Mapping[str, Timed], seconds: float) -> dict[str, Sa
     return found
 
 
+def alone(one: Timed) -> float:
+    """Median milliseconds of a block of calls of one candidate, with no other beside it."""
+    return statistics.median(in_a_row(one, _warmed(one)))
+
+
 def _warmed(one: Timed) -> int:
     """Call until warm; return how many calls fill a block."""
     times: list[float] = []
