@@ -26,7 +26,7 @@ def build_app(service: Service) -> ASGIApp:
     """Return the app that serves one service."""
     app = Starlette(
         routes=starlette_routes(service),
-        exception_handlers={Refusal: _refused, HTTPException: _by_starlette},
+        exception_handlers={Refusal: _refused, HTTPException: _by_starlette, Exception: _defect},
     )
     # An address with a slash too many is an error to be seen, not a redirect that loses the body.
     app.router.redirect_slashes = False
@@ -39,13 +39,18 @@ async def _refused(request: Request, error: Exception) -> Response:
     return refusal_answer(error)
 
 
+async def _defect(request: Request, error: Exception) -> Response:
+    """Answer what nobody foresaw; Starlette raises it again afterwards, and `Observed` lets it rest."""
+    return await _refused(request, _unexpected(error, request.scope["state"]["request_id"]))
+
+
 async def _by_starlette(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         text = "there is nothing at this address; GET /openapi.json describes what there is"
         refusal = Refusal(404, "not_found", text)
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         text = f"this address does not take {request.method}; it takes {allowed}"
         refusal = Refusal(405, "bad_request", text, dict(error.headers or {}))
     else:
@@ -91,11 +96,10 @@ class Observed:
             try:
                 await self._app(scope, counted, answer)
             except Exception as error:
-                refusal = _unexpected(error, named)
-                state["refusal"] = refusal
+                if "refusal" not in state:  # from outside of Starlette
+                    state["refusal"] = _unexpected(error, named)
                 if not status:
-                    await refusal_answer(refusal)(scope, counted, answer)
-                status = refusal.status
+                    await refusal_answer(state["refusal"])(scope, counted, answer)
             finally:
                 self._observe(scope, status, service.clock() - arrived, size)
 

@@ -79,6 +79,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.receiving = False  # a message has begun and has not ended
         self._in_headers = True
+        self._ended_headers = False  # in the data that is being parsed
         self._header_bytes = 0  # of whole lines, as the parser hands them over
         self._unparsed_bytes = 0  # of all that came while no header block had ended
         self._timer: asyncio.TimerHandle | None = None
@@ -108,13 +109,13 @@ class Connection(HttpToolsProtocol):
         """Parse what came; drop it where the connection is being closed."""
         if self.transport.is_closing():
             return
-        fresh = self._in_headers
-        if fresh and self._timer is None:
+        if self._in_headers and self._timer is None:
             self._start_timer()
+        self._ended_headers = False
         super().data_received(data)
         if self.transport.is_closing() or not self._in_headers:
             return
-        self._unparsed_bytes += len(data) if fresh else 0
+        self._unparsed_bytes += 0 if self._ended_headers else len(data)
         if max(self._unparsed_bytes, self._header_bytes) > self.limits.header_bytes:
             self._refuse(self._headers_too_large())
 
@@ -135,7 +136,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hand the request to the app; its header block came in time."""
-        self._in_headers = False
+        self._in_headers, self._ended_headers = False, True
         self._stop_timer()
         super().on_headers_complete()
 

@@ -13,6 +13,7 @@ from vitesse.serve.limits import Limits
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.work import Arrays, Executed, Work
 
+FeedsOf = Callable[[str], Arrays]
 Value = TypeVar("Value")
 
 
@@ -28,7 +29,7 @@ class Routed(Protocol):
 class Submits(Protocol):
     """Takes work and promises an answer; `releases.router.Router` does."""
 
-    def submit(self, work: Work) -> Future[Any]: ...
+    def submit(self, work: Work, feeds_of: FeedsOf | None = None) -> Future[Any]: ...
 
 
 class Threads:
@@ -71,12 +72,14 @@ async def execute(
     arrived: float,
     now: float,
     timeout_s: float | None = None,
+    feeds_of: FeedsOf | None = None,
     request_id: str = "",
 ) -> Routed:
     """Run feeds and return the answer with who gave it.
 
     Args:
         arrived, now: seconds of the server's clock: when the request came, and this moment.
+        feeds_of: release → the request's feeds as that release takes them, where they are not all alike.
         timeout_s: how long the client wants to wait for a worker; never more than the server's limit.
 
     Raises:
@@ -88,7 +91,7 @@ async def execute(
     if left <= 0:
         raise _too_late(limits)
     work = Work(feeds, now, min(now + patience, arrived + limits.request_s), request_id)
-    routed = router.submit(work)
+    routed = router.submit(work, feeds_of)
     answer = asyncio.ensure_future(asyncio.wrap_future(routed))
     gone = asyncio.ensure_future(_gone(request))
     try:
@@ -122,4 +125,3 @@ def _too_late(limits: Limits) -> Refusal:
 
 def _cancelled() -> Refusal:
     return Refusal(499, "cancelled", "the client hung up before the answer")
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,7 +15,7 @@ from vitesse._version import __version__
 from vitesse.backends import GPUS
 from vitesse.data.results import Classification, Detections, Result
 from vitesse.serve import answers
-from vitesse.serve.execution import Routed, execute
+from vitesse.serve.execution import FeedsOf, Routed, execute
 from vitesse.serve.images import Picture, feeds_of, picture_of
 from vitesse.serve.limits import Limits
 from vitesse.serve.protocol import (
@@ -175,15 +176,15 @@ async def _image(service: Service, request: Request, options: Mapping[str, Any])
     # What is drawn on must have the image's own size.
     reduced = service.spec if service.fast_decode and not drawn else None
     picture, feeds = await service.threads.run(_decoded, body, service, reduced)
+    alike = all(spec.preprocessing == service.spec.preprocessing for spec in service.specs.values())
+    feeds_of_release = None if alike else partial(_feeds_of_release, service, picture)
     decode_s = service.clock() - before
     _stage(service, "decode", decode_s)
-    routed = await _run(service, request, feeds, arrived)
+    routed = await _run(service, request, feeds, arrived, feeds_of=feeds_of_release)
     before = service.clock()
     executed = routed.executed
     spent = {"decode": decode_s, "queue": executed.queue_s, "infer": executed.infer_s}
-    content, kind = await service.threads.run(
-        _answered, service, picture, routed, options, spent, drawn
-    )
+    content, kind = await service.threads.run(_answered, service, picture, routed, options, spent, drawn)
     _stage(service, "output", service.clock() - before)
     return Response(content, media_type=kind, headers={"X-Served-By": routed.served_by})
 
@@ -200,6 +201,10 @@ def _decoded(body: bytes, service: Service, reduced_for: Any) -> tuple[Picture, 
     return picture, feeds_of([picture.pixels], service.spec)
 
 
+def _feeds_of_release(service: Service, picture: Picture, release: str) -> Arrays:
+    return feeds_of([picture.pixels], service.spec_of(release))
+
+
 def _answered(
     service: Service,
     picture: Picture,
@@ -208,7 +213,9 @@ def _answered(
     spent: Mapping[str, float],
     drawn: bool,
 ) -> tuple[bytes, str]:
-    result: Result = answers.results_of(routed.executed.outputs, service.spec, [picture])[0]
+    result: Result = answers.results_of(
+        routed.executed.outputs, service.spec_of(routed.served_by), [picture]
+    )[0]
     if drawn:
         return answers.draw(picture.pixels, result, threshold=options.get("threshold", 0.5)), "image/png"
     said: dict[str, Any] = {"served_by": routed.served_by, "timings": spent}
@@ -221,7 +228,12 @@ def _answered(
 
 
 async def _run(
-    service: Service, request: Request, feeds: Arrays, arrived: float, timeout_s: float | None = None
+    service: Service,
+    request: Request,
+    feeds: Arrays,
+    arrived: float,
+    timeout_s: float | None = None,
+    feeds_of: FeedsOf | None = None,
 ) -> Routed:
     routed = await execute(
         request,
@@ -231,6 +243,7 @@ async def _run(
         arrived=arrived,
         now=service.clock(),
         timeout_s=timeout_s,
+        feeds_of=feeds_of,
         request_id=request.scope["state"].get("request_id", ""),
     )
     request.scope["state"].update(served_by=routed.served_by, batch=routed.executed.batch)
@@ -271,7 +284,9 @@ def _number(request: Request, name: str, default: float, least: float, most: flo
     except ValueError:
         value = math.nan
     if not least <= value <= most:
-        raise Refusal(400, "bad_request", f"{name} is {text[:40]!r}; expected a number from {least:g} to {most:g}")
+        raise Refusal(
+            400, "bad_request", f"{name} is {text[:40]!r}; expected a number from {least:g} to {most:g}"
+        )
     return value
 
 
@@ -280,4 +295,3 @@ def _flag(request: Request, name: str) -> bool:
     if text not in _TRUE | _FALSE:
         raise Refusal(400, "bad_request", f"{name} is {text[:40]!r}; expected 1 or 0")
     return text in _TRUE
-

@@ -145,7 +145,7 @@ def schemas(service: Service) -> dict[str, Schema]:
         "Index": _list(_object({"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT})),
         "Binary": {"type": "string", "format": "binary"},
         "Text": _TEXT,
-        **{name: _ANY for name in ("Config", "Stats", "Status", "Release", "Document")},
+        **dict.fromkeys(("Config", "Stats", "Status", "Release", "Document"), _ANY),
     }  # fmt: skip
 
 
@@ -153,7 +153,10 @@ def _any_input(service: Service) -> Schema:
     """One input of the model: its names and types are fixed, its shape is said where it is."""
     made = []
     for info in service.signature.inputs:
-        sizes = [{"const": size} if isinstance(size, int) else {"type": "integer", "minimum": 1} for size in info.shape]
+        sizes = [
+            {"const": size} if isinstance(size, int) else {"type": "integer", "minimum": 1}
+            for size in info.shape
+        ]
         shape = {"type": "array", "prefixItems": sizes, "minItems": len(sizes), "maxItems": len(sizes)}
         made.append(
             _object({"name": {"const": info.name}, "datatype": {"const": datatype_of(info.dtype)}, "shape": shape,

@@ -14,7 +14,9 @@ from starlette.responses import JSONResponse, Response
 from vitesse.serve.metrics import CONTENT_TYPE
 from vitesse.serve.service import Service
 
-_INLINE = {kind: re.compile(rb"<" + kind + rb"[^>]*>(.*?)</" + kind + rb">", re.S) for kind in (b"script", b"style")}
+_INLINE = {
+    kind: re.compile(rb"<" + kind + rb"[^>]*>(.*?)</" + kind + rb">", re.S) for kind in (b"script", b"style")
+}
 
 
 async def metrics(service: Service, request: Request) -> Response:

@@ -17,8 +17,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from vitesse.errors import UsageError
+from vitesse.serve.app import build_app
 from vitesse.serve.connection import connections_of
 from vitesse.serve.limits import Limits
+from vitesse.serve.served import Served
 from vitesse.serve.shutdown import Phase, Shutdown
 
 LOCAL = "127.0.0.1"
@@ -136,3 +138,20 @@ def leave_now(code: int) -> None:
     """End the process without waiting for threads: a run that hangs would hold it for ever."""
     logging.shutdown()
     os._exit(code)
+
+
+def serve(served: Served, taken: socket.socket, limits: Limits) -> int:
+    """Warm up and answer until a signal comes; returns 0 when nothing accepted was dropped.
+
+    A forced end does not return: a thread that hangs in a run could never be joined.
+    """
+    shutdown = Shutdown(limits.drain_s, limits.stop_s)
+    server = Server(build_app(served.service), limits, shutdown, served.service.leave)
+    served.start()
+    server.run([taken])
+    if server.forced:
+        log.error("the end was forced: requests that were accepted may have been dropped")
+        leave_now(1)
+    served.close(shutdown.left_s)
+    log.info("all that was accepted is answered")
+    return 0

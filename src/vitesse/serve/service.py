@@ -71,6 +71,7 @@ class Service:
         why_dead: a reason why the process must be restarted, "" for none.
         not_ready: a reason beside `readiness`, such as no worker left, "" for none.
         keys, admin_keys: None leaves the door open, or the admin routes away.
+        specs: release → its spec, where one is fed or read otherwise than `spec` says.
         allow_nonfinite: NaN and infinity in v2 inputs are taken. fast_decode: JPEGs at a reduced scale.
         clock: seconds, monotonic.
     """
@@ -91,6 +92,7 @@ class Service:
     releases: Releases | None = None
     keys: Keys | None = None
     admin_keys: Keys | None = None
+    specs: Mapping[str, ModelSpec] = field(default_factory=dict)
     allow_nonfinite: bool = False
     fast_decode: bool = False
     clock: Callable[[], float] = time.monotonic
@@ -114,10 +116,16 @@ class Service:
         if why and not self.readiness.leaving:
             raise Refusal(503, "not_ready", f"not ready: {why}", {"Retry-After": "5"})
 
+    def spec_of(self, release: str) -> ModelSpec:
+        """Return how a release is fed and its outputs are read."""
+        return self.specs.get(release, self.spec)
+
     def operator(self) -> Releases:
         """Return what may be done by hand; raises Refusal 404 where there is nothing."""
         if self.releases is None:
-            raise Refusal(404, "not_found", "this server has no releases to change: it runs without a reference")
+            raise Refusal(
+                404, "not_found", "this server has no releases to change: it runs without a reference"
+            )
         return self.releases
 
     def leave(self) -> None:
