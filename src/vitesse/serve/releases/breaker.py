@@ -294,7 +294,7 @@ class Breaker:
         ours, theirs = _p95(found), _p95(expected)
         if ours <= limits.slow_factor * theirs:
             return None
-        # p95 of a few runs is nearly their worst: one stall of the machine, unless most of the latest are slower as well.
+        # p95 of a few runs is nearly their worst: one stall, unless most of the latest are slower too.
         if min(len(found), len(expected)) < _TAIL and median(found[-limits.timed :]) <= median(expected):
             return None
         return Kind.SLOW, (

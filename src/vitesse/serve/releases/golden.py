@@ -96,7 +96,7 @@ def load_golden(folder: Path) -> Golden | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
             told = json.loads(str(held["about"]))
             images = tuple(held[f"image/{index}"] for index in range(told["images"]))
             outputs = tuple(
