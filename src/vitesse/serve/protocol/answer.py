@@ -30,22 +30,9 @@ def write_answer(
     entries: list[dict[str, Any]] = []
     parts: list[memoryview | bytes] = []
     for output in wanted:
-        if output.name not in outputs:
-            raise Refusal(
-                500, "backend", f"model '{model}' gave no output '{output.name}', only {sorted(outputs)}"
-            )
-        array = outputs[output.name]
-        entry: dict[str, Any] = {
-            "name": output.name,
-            "datatype": datatype_of(array.dtype.name),
-            "shape": list(array.shape),
-        }
-        if output.binary:
-            parts.append(to_binary(array))
-            entry["parameters"] = {"binary_data_size": len(parts[-1])}
-        else:
-            entry["data"] = to_json(array, output.name)
+        entry, content = _written(output, outputs, model)
         entries.append(entry)
+        parts += [content] if content is not None else []
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
     if request.id:
         document["id"] = request.id
@@ -56,3 +43,23 @@ def write_answer(
         "Content-Type": "application/octet-stream",
         HEADER_LENGTH: str(len(header)),
     }
+
+
+def _written(
+    output: WantedOutput, outputs: Arrays, model: str
+) -> tuple[dict[str, Any], memoryview | bytes | None]:
+    """Return an output's entry in the JSON header, and its bytes where they come behind it."""
+    if output.name not in outputs:
+        raise Refusal(
+            500, "backend", f"model '{model}' gave no output '{output.name}', only {sorted(outputs)}"
+        )
+    array = outputs[output.name]
+    entry: dict[str, Any] = {
+        "name": output.name,
+        "datatype": datatype_of(array.dtype.name),
+        "shape": list(array.shape),
+    }
+    if not output.binary:
+        return entry | {"data": to_json(array, output.name)}, None
+    content = to_binary(array)
+    return entry | {"parameters": {"binary_data_size": len(content)}}, content

@@ -34,18 +34,22 @@ def inflate(body: bytes, content_encoding: str | None, limits: Limits) -> bytes:
             f"unsupported Content-Encoding {shown(content_encoding)}; expected gzip, deflate or none",
             {"Accept-Encoding": "gzip, deflate, identity"},
         )
+    return _inflated(body, encoding, limits.inflated_bytes)
+
+
+def _inflated(body: bytes, encoding: str, most: int) -> bytes:
     stream = zlib.decompressobj(_WINDOWS[encoding])
     try:
-        inflated = stream.decompress(body, limits.inflated_bytes + 1)
+        inflated = stream.decompress(body, most + 1)
     except zlib.error as error:
         raise bad_request(
             f"the request body is not {encoding}: {error}; expected what Content-Encoding says"
         ) from error
-    if len(inflated) > limits.inflated_bytes:
+    if len(inflated) > most:
         raise Refusal(
             413,
             "too_large",
-            f"the request body inflates to more than the {limits.inflated_bytes} bytes allowed; send fewer items "
+            f"the request body inflates to more than the {most} bytes allowed; send fewer items "
             "at once, or start the server with a higher --inflated-bytes",
         )
     if not stream.eof:

@@ -75,7 +75,7 @@ def parse_infer(
             but one input of one item in binary.
         signature: what the model takes.
         limits: of the JSON part.
-        allow_nonfinite: take NaN and infinite values in binary inputs.
+        allow_nonfinite: take NaN and infinite values.
 
     Raises:
         Refusal: 400 "bad_request" with what came and what was expected, whatever the bytes are; 413 "too_large" for
