@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from serve.sessions import SOON_S, Clock, EchoEngine, Gate, Heard, answer, asked, until
+from vitesse.errors import BackendError
 from vitesse.serve import workers
 from vitesse.serve.pool import Pool
 from vitesse.serve.refusals import Refusal
@@ -219,6 +220,19 @@ def test_a_warm_up_that_fails_says_so_and_the_pool_goes_on() -> None:
     with pool(EchoEngine(act)) as made:
         with pytest.raises(MemoryError, match="no room for 9"):
             made.warm_up([asked(1, size=9).feeds])
+        work = asked(2)
+        submitted(made, work)
+        answer(work)
+
+
+def test_a_warm_up_that_ends_its_thread_is_answered_and_the_worker_replaced() -> None:
+    def act(session: Any, feeds: Any) -> None:
+        if session.number == 0:
+            raise SystemExit("a library called exit")
+
+    with pool(EchoEngine(act)) as made:
+        with pytest.raises(BackendError, match="worker 0 died during the warm-up: SystemExit: a library"):
+            made.warm_up([asked(1).feeds])
         work = asked(2)
         submitted(made, work)
         answer(work)

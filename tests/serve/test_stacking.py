@@ -20,16 +20,30 @@ def test_joined_feeds_have_every_input_in_the_order_of_the_works() -> None:
     assert joined["a"].dtype == np.float32 and joined["b"].dtype == np.int64
 
 
-def test_arrays_are_kept_for_a_bounded_number_of_keys_and_the_one_unused_longest_goes() -> None:
-    stack = Stack(2, keys=2)
+def test_sizes_in_turn_share_the_memory_of_the_largest() -> None:
+    stack = Stack(4)
 
-    def joined(size: int) -> np.ndarray:
-        return stack.join([asked(1, size=size), asked(2, size=size)])["x"].base
+    def address(size: int, count: int = 2) -> int:
+        works = [asked(value, size=size) for value in range(count)]
+        joined = stack.join(works)["x"]
+        np.testing.assert_array_equal(joined, np.concatenate([work.feeds["x"] for work in works]))
+        return joined.ctypes.data
 
-    one, two = joined(1), joined(2)
-    assert joined(1) is one
-    joined(3)
-    assert joined(1) is one and joined(2) is not two
+    largest = address(50)
+    assert {address(3), address(50, count=4), address(7, count=3), address(50)} == {largest}
+    assert sum(kept.nbytes for kept in stack._bytes.values()) == 4 * 50 * 4
+
+
+def test_types_in_turn_share_it_too() -> None:
+    stack = Stack(2)
+    for dtype in (np.float32, np.int64, np.bool_, np.float16):
+        works = [
+            Work({"x": np.ones((1, 3), dtype)}, 0.0, 1.0),
+            Work({"x": np.zeros((1, 3), dtype)}, 0.0, 1.0),
+        ]
+        joined = stack.join(works)["x"]
+        assert joined.dtype == dtype
+        np.testing.assert_array_equal(joined, [[1, 1, 1], [0, 0, 0]])
 
 
 def test_each_gets_a_copy_of_its_own_part() -> None:

@@ -2,54 +2,52 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitesse.backends.protocol import Tensors
 from vitesse.errors import BackendError
-from vitesse.serve.work import Array, Arrays, Key, Work
-
-# Keys whose arrays are kept; free image sizes stay bounded.
-MOST_KEYS = 8
+from vitesse.serve.work import Array, Arrays, Work
 
 
 class Stack:
-    """Arrays of one worker that batches are laid into, allocated once for each key. Not thread-safe.
+    """Memory of one worker that batches are laid into, as large as its largest batch. Not thread-safe.
+
+    All keys share it, because only one batch is under way at a time: images of many sizes take no more than those of
+    the largest.
 
     Args:
-        max_items: of a batch. keys: how many sets of arrays are kept; the one used longest ago goes first.
+        max_items: of a batch.
     """
 
-    def __init__(self, max_items: int, keys: int = MOST_KEYS) -> None:
-        self._max_items, self._keys = max_items, keys
-        self._kept: OrderedDict[Key, dict[str, Array]] = OrderedDict()
+    def __init__(self, max_items: int) -> None:
+        self._max_items = max_items
+        self._bytes: dict[str, NDArray[np.uint8]] = {}
 
     def join(self, works: Sequence[Work]) -> Arrays:
         """Return the feeds of works of one key, in their order along the first axis.
 
-        One work's feeds are returned as they are. Otherwise the arrays are overwritten by the next call of that key.
+        One work's feeds are returned as they are. Otherwise the arrays are overwritten by the next call.
         """
         if len(works) == 1:
             return works[0].feeds
         items = sum(work.items for work in works)
-        arrays = self._arrays(works[0])
-        for name, array in arrays.items():
-            np.concatenate([work.feeds[name] for work in works], out=array[:items])
-        return {name: array[:items] for name, array in arrays.items()}
+        joined = {name: self._array(name, array, items) for name, array in works[0].feeds.items()}
+        for name, array in joined.items():
+            np.concatenate([work.feeds[name] for work in works], out=array)
+        return joined
 
-    def _arrays(self, work: Work) -> dict[str, Array]:
-        key = work.key
-        if key not in self._kept:
-            while len(self._kept) >= self._keys:
-                self._kept.popitem(last=False)
-            self._kept[key] = {
-                name: np.empty((self._max_items, *array.shape[1:]), array.dtype)
-                for name, array in work.feeds.items()
-            }
-        self._kept.move_to_end(key)
-        return self._kept[key]
+    def _array(self, name: str, like: Array, items: int) -> Array:
+        item_bytes = math.prod(like.shape[1:]) * like.dtype.itemsize
+        kept = self._bytes.get(name)
+        if kept is None or kept.size < self._max_items * item_bytes:
+            self._bytes.pop(name, None)  # let go of the smaller one first
+            kept = self._bytes[name] = np.empty(self._max_items * item_bytes, np.uint8)
+        array: Array = kept[: items * item_bytes].view(like.dtype).reshape(items, *like.shape[1:])
+        return array
 
 
 def split(outputs: Tensors, counts: Sequence[int]) -> list[Arrays]:

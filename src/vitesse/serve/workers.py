@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from vitesse.backends.protocol import Engine, Session
+from vitesse.errors import BackendError
 from vitesse.serve.batching import Batch, expired
 from vitesse.serve.faults import Fault, fault_of, refusal_of
 from vitesse.serve.refusals import Refusal
@@ -141,6 +142,10 @@ class Worker:
                 self._warm_up(session, found.feeds)
             except Exception as error:
                 found.done.set_exception(error)
+            except BaseException as error:  # it ends the thread, and somebody waits for this answer
+                text = f"worker {self.index} died during the warm-up: {type(error).__name__}: {error}"
+                found.done.set_exception(BackendError(text))
+                raise
             else:
                 found.done.set_result(self._desk.clock() - start)
 
