@@ -4,13 +4,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from fashion import FOLDER
 from tiny_onnx import SPEC
+from vitesse.artifact import Provenance, Store
+from vitesse.backends import backend
+from vitesse.backends.fake import FakeBackend, Fault, scaled, with_nan
 from vitesse.errors import RunFolderError
 from vitesse.ledger import Ledger, Parity, Row, Verdict
+from vitesse.metadata import read_spec
+from vitesse.run import Run, RunFolder, open_run
 from vitesse.serve.releases import golden as module
-from vitesse.serve.releases.golden import Golden, Tolerances, compare, load_golden, made_images, tolerances_of
+from vitesse.serve.releases.golden import (
+    Golden,
+    Tolerances,
+    check,
+    compare,
+    golden_of,
+    load_golden,
+    made_images,
+    tolerances_of,
+)
 
 OUTPUTS = tuple({"logits": np.array([[3.0, float(number), 0.5]], np.float32)} for number in range(4))
 GOLDEN = Golden(made_images(SPEC)[:4], OUTPUTS, SPEC, "a" * 64, "made")
@@ -88,29 +104,46 @@ def test_golden_images_survive_the_disk_and_damage_is_named(tmp_path: Path) -> N
         load_golden(run.folder)
 
 
-def test_the_examples_run_is_right_here_and_a_faulty_runtime_is_found(tmp_path: Path) -> None:
-    from engine_runs import FP16, FP32, a_run
-    from vitesse.backends import backend
-    from vitesse.backends.fake import FakeBackend, Fault, scaled
-    from vitesse.run import artifact_of
-
-    run = a_run(tmp_path, {"source": FP32, "fp16": FP16})
-    golden = module.golden_of(run)
-    assert golden.kind == "made" and load_golden(tmp_path) is not None
-    row = run.ledger.rows[1]
-    artifact, tolerances = artifact_of(tmp_path, row, SPEC), tolerances_of(row, run.ledger)
-    faults = {
-        "": None,
-        "differs": Fault(change=scaled(1.5)),
-        "NaN": Fault(change=module_nan),
-        "run": Fault(crash="x"),
-    }
-    for said, fault in faults.items():
-        runtime = FakeBackend(backend("onnxruntime"), fault)
-        with runtime.load(artifact) as engine, engine.session() as session:
-            reasons = module.check(session, SPEC, golden, tolerances)
-        assert (said in reasons[0]) if said else reasons == ()
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of the example's classifier that made nothing of it; its command names the example's images."""
+    folder = tmp_path_factory.mktemp("golden") / "run"
+    content = (FOLDER / "vit_fashion.onnx").read_bytes()
+    spec = read_spec(onnx.load_model_from_string(content))
+    assert spec is not None
+    RunFolder(folder).claim("model", "data", spec)
+    artifact = Store(folder / "artifacts").put(content, spec, Provenance("source"), suffix=".onnx")
+    command = f"vitesse optimize vit_fashion.onnx --data {FOLDER / 'vit'} --out run"
+    source = Row("source", Verdict.PASS, "", artifact=artifact.ref(folder))
+    Ledger("vit_fashion.onnx", "cpu", (source,), chosen=0, command=command).save(folder / "ledger.json")
+    return open_run(folder)
 
 
-def module_nan(name: str, array: np.ndarray) -> np.ndarray:
-    return np.full_like(array, np.nan)
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (None, ""),
+        (Fault(change=scaled(1.5)), "differs from the original's by up to"),
+        (Fault(change=with_nan), "holds NaN"),
+        (Fault(crash="no kernel image"), "could not be run: no kernel image"),
+    ],
+)
+def test_a_runtime_that_is_wrong_on_this_machine_is_found(run: Run, fault: Fault | None, said: str) -> None:
+    golden = golden_of(run)
+    assert golden.kind == "validation" and len(golden.images) == module.COUNT
+    tolerances = tolerances_of(run.ledger.rows[0], run.ledger)
+    with (
+        FakeBackend(backend("onnxruntime"), fault).load(run.artifact) as engine,
+        engine.session() as session,
+    ):
+        reasons = check(session, run.artifact.spec, golden, tolerances)
+    assert said in reasons[0] if said else reasons == ()
+
+
+def test_without_the_data_images_are_made_and_another_original_makes_new_ones(run: Run) -> None:
+    (run.folder / module.FILE).unlink(missing_ok=True)
+    moved = Run(run.folder, replace(run.ledger, command="vitesse optimize m.onnx --data /absent"))
+    assert golden_of(moved).kind == "made"
+    assert golden_of(run).kind == "made"  # kept
+    module._save(run.folder, replace(golden_of(run), source_sha256="another"))
+    assert golden_of(run).kind == "validation"
