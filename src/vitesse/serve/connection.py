@@ -79,7 +79,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.receiving = False  # a message has begun and has not ended
         self._in_headers = True
-        self._ended_headers = False  # in the data that is being parsed
+        self._ended_headers = False  # before or in the data that is being parsed
         self._header_bytes = 0  # of whole lines, as the parser hands them over
         self._unparsed_bytes = 0  # of all that came while no header block had ended
         self._timer: asyncio.TimerHandle | None = None
@@ -111,7 +111,7 @@ class Connection(HttpToolsProtocol):
             return
         if self._in_headers and self._timer is None:
             self._start_timer()
-        self._ended_headers = False
+        self._ended_headers = not self._in_headers
         super().data_received(data)
         if self.transport.is_closing() or not self._in_headers:
             return
@@ -136,6 +136,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hand the request to the app; its header block came in time."""
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            raise ValueError("HTTP/0.9")  # which has no headers, and the parser takes it
         self._in_headers, self._ended_headers = False, True
         self._stop_timer()
         super().on_headers_complete()

@@ -162,7 +162,10 @@ def warm_up_feeds(spec: ModelSpec, max_items: int) -> list[Arrays]:
     found: list[Arrays] = []
     for height, width in sizes:
         picture = noise.integers(0, 256, (height, width, 3), np.uint8)
-        found += [feeds([picture] * items, spec) for items in sorted({max_items, 1}, reverse=True)]
+        # With one bucket alone, or the rules might lay the picture into another one.
+        rules = replace(spec.preprocessing, buckets=((height, width),) if spec.preprocessing.buckets else ())
+        alone = replace(spec, preprocessing=rules)
+        found += [feeds([picture] * items, alone) for items in sorted({max_items, 1}, reverse=True)]
     return found
 
 

@@ -36,6 +36,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UsageError: it is in use, needs rights, or the host is none of this machine; one line.
     """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"cannot listen on {host}:{port}: --port takes a number from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
