@@ -2,6 +2,10 @@ import dataclasses
 import io
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -225,3 +229,39 @@ def test_a_video_is_not_written_over_itself(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--out .*a\.mp4 is the video itself"):
         predict_video(one_box, str(clip), out=tmp_path / "." / "a.mp4")
     assert clip.read_bytes() == before
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from video.clips import one_box
+from vitesse.video.predicting import predict_video
+
+def slow(pixels):
+    time.sleep(0.02)
+    return one_box(pixels)
+
+tally = predict_video(slow, sys.argv[1], out=Path(sys.argv[2]), jsonl=sys.stdout)
+print(tally.interrupted, tally.frames, file=sys.stderr)
+"""
+
+
+def test_ctrl_c_completes_the_files_of_a_process_of_its_own(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", plain(12) * 100)  # 24 s of work, if nobody ends it
+    tests = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(clip), str(tmp_path / "b.mp4")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tests)},
+    )
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["frame"] == 0
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    frames = 1 + len(out.splitlines())
+    assert err.split() == ["True", str(frames)]
+    assert frames < 1200
+    assert len(pictures_of(tmp_path / "b.mp4")) == frames
