@@ -113,7 +113,7 @@ def test_the_page_shows_the_server_s_numbers_and_complains_of_nothing(browser, t
     assert seen["state"] == "ready"
     assert seen["name"] == "detr_fashion"
     assert seen["facts"] == (
-        "1.82× as fast as the original · coco_ap 0.612 (−0.10 points) · step fuse · onnxruntime · dc9bd489b28a"
+        "1.82× as fast as the original · COCO AP 0.612 (−0.10 points) · step fuse · onnxruntime · dc9bd489b28a"
     )
     tiles = seen["tiles"]
     assert set(tiles) == {"p50", "p99", "rate", "queue", "batch", "cpu", "memory"}

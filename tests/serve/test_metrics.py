@@ -185,6 +185,10 @@ def test_variants_share_a_registry_and_stay_apart(metrics):
     reference.batch_executed(1, 1, [0.0], 0.02, None)
     assert value(metrics, "inferences_total", version="fuse-1") == 2
     assert value(metrics, "inferences_total", version="reference") == 1
+    server_wide = [
+        sample for sample in scraped(metrics)["requests"].samples if sample.labels["version"] != "fuse-1"
+    ]
+    assert server_wide == []
 
 
 def test_a_worker_s_changes_are_counted_and_its_state_kept(metrics):

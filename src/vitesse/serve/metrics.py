@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +12,7 @@ import prometheus_client
 from vitesse._version import __version__
 from vitesse.serve import metric_families as names
 from vitesse.serve.metric_families import Closed, Families
+from vitesse.serve.pool_metrics import PoolMetrics
 from vitesse.serve.windows import Windows
 
 CONTENT_TYPE: Final = prometheus_client.exposition.CONTENT_TYPE_LATEST
@@ -28,11 +28,10 @@ class Load:
     workers: int
 
 
-class Metrics:
-    """What one variant of a model counts; any thread may call, and a whole request costs some microseconds.
+class Metrics(PoolMetrics):
+    """What a server counts, and what its live variant's pool does; a whole request costs some microseconds.
 
-    It observes a pool (`batch_executed`, `refused`, `worker_changed`, `memory_halved`), which counts the stages "queue"
-    and "infer"; the app counts "decode", "input" and "output" with `stage`.
+    The app counts the stages "decode", "input" and "output" with `stage`, the pool "queue" and "infer".
 
     Args:
         registry: of its own, not the global one, so that two servers in a process stay apart.
@@ -51,49 +50,31 @@ class Metrics:
         windows: Windows | None = None,
         strict: bool = False,
     ) -> None:
-        self._set_up(Families(registry), (model, version, backend), windows, strict)
-        self._families.build.labels(*self._common, __version__).set(1)
-
-    def beside(self, version: str, backend: str, *, in_windows: bool = False) -> Metrics:
-        """Return the metrics of another variant in the same registry, such as the reference that stands by.
-
-        Args:
-            in_windows: whether its batches count into the dashboard's as well.
-        """
-        other = Metrics.__new__(Metrics)
-        common = (self._common[0], version, backend)
-        other._set_up(self._families, common, self._windows if in_windows else None, self._strict)
-        return other
-
-    def _set_up(
-        self, families: Families, common: tuple[str, str, str], windows: Windows | None, strict: bool
-    ) -> None:
-        self._families, self._common, self._windows, self._strict = families, common, windows, strict
-        self._lock = threading.Lock()
-        self._workers: dict[int, str] = {}
+        families, common = Families(registry), (model, version, backend)
+        super().__init__(families, common, windows, strict, names.STAGES)
         self._requests = Closed(families.requests, common, names.CODES, strict)
         self._failures = Closed(families.failures, common, names.FAILURES, strict)
-        self._work_refused = Closed(families.work_refused, common, tuple(names.REASON_OF), strict)
-        self._stages = Closed(families.stages, common, names.STAGES, strict)
-        self._worker_changes = Closed(families.worker_changes, common, names.WORKER_STATES, strict)
         self._states = Closed(families.state, common, names.STATES, strict)
         self._variants = Closed(families.variant, common, names.VARIANTS, strict)
         self._rollbacks = Closed(families.rollbacks, common, names.ROLLBACKS, strict)
         self._routes = Closed(families.routed, common, names.ROUTES, strict)
-        self._shadow_dropped = families.shadow_dropped.labels(*common)
         self._checks = Closed(families.engine_checks, common, names.CHECKS, strict)
-        self._bytes, self._duration = (
-            families.request_bytes.labels(*common),
-            families.duration.labels(*common),
-        )
-        self._device = families.device.labels(*common)
-        self._inferences = families.inferences.labels(*common)
-        self._executions = families.executions.labels(*common)
-        self._batch_size = families.batch_size.labels(*common)
+        self._bytes = families.request_bytes.labels(*common)
+        self._duration = families.duration.labels(*common)
         self._inflight = families.inflight.labels(*common)
         self._nonfinite = families.nonfinite.labels(*common)
+        self._shadow_dropped = families.shadow_dropped.labels(*common)
         self._pool_fallbacks = families.pool_fallbacks.labels(*common)
-        self._halved = families.memory_halved.labels(*common)
+        families.build.labels(*common, __version__).set(1)
+
+    def beside(self, version: str, backend: str, *, in_windows: bool = False) -> PoolMetrics:
+        """Return what the pool of another variant counts into, such as the reference's that stands by.
+
+        Args:
+            in_windows: whether its batches count into the dashboard's as well.
+        """
+        windows = self._windows if in_windows else None
+        return PoolMetrics(self._families, (self._common[0], version, backend), windows, self._strict)
 
     # Requests, told by the app.
 
@@ -120,45 +101,6 @@ class Metrics:
     def in_flight(self) -> AbstractContextManager[object]:
         """Return a context in which one more request counts as unanswered."""
         return self._inflight.track_inprogress()
-
-    # Batches and workers, told by a pool.
-
-    def batch_executed(
-        self, items: int, works: int, queue_s: Sequence[float], infer_s: float, device_ms: float | None
-    ) -> None:
-        """Count one run of a session: items in it, works (requests) that shared it, how long each had waited."""
-        self._executions.inc()
-        self._inferences.inc(items)
-        self._batch_size.observe(items)
-        waited, ran = self._stages["queue"], self._stages["infer"]
-        for seconds in queue_s:
-            waited.observe(seconds)
-        for _ in range(works):
-            ran.observe(infer_s)
-        if device_ms is not None:
-            self._device.inc(device_ms / 1e3)
-        if self._windows is not None:
-            self._windows.executed(items)
-
-    def refused(self, reason: str) -> None:
-        """Count work that a pool gave back, by the code of its refusal; shadow copies are counted too."""
-        self._work_refused[reason].inc()
-
-    def worker_changed(self, worker: int, state: str) -> None:
-        """Count a worker that came into one of WORKER_STATES."""
-        self._worker_changes[state].inc()
-        with self._lock:
-            self._workers[worker] = state
-
-    def workers(self) -> dict[int, str]:
-        """Return the state that each worker came into last."""
-        with self._lock:
-            return dict(self._workers)
-
-    def memory_halved(self, max_items: int) -> None:
-        """Count a batch that did not fit; `max_items` is what is tried from now on."""
-        self._halved.inc()
-        self._families.batch_limit.labels(*self._common).set(max_items)
 
     # State, told by the server and by releases.
 

@@ -5,6 +5,7 @@ A sensor that fails is said, left out and opened again later: a server goes on w
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,9 @@ from dataclasses import dataclass, field
 from vitesse.backends.closing import Closing
 from vitesse.benchmark.processor import HostSensor
 from vitesse.benchmark.sensor import Reading, Sensor
+from vitesse.serve.logs import NAME
 
+_LOG = logging.getLogger(NAME)
 PROCESSOR, GPU = "processor", "GPU"
 _REOPEN_S = 30.0
 # A driver that hangs must not hang a shutdown.
@@ -45,7 +48,7 @@ class Sampler(Closing):
         device: number of the GPU to read besides the processor, None where there is none.
         interval_s: between samples. clock: seconds, monotonic.
         sensors: name → opens it, instead of the machine's own.
-        failed: gets the errors of `tell`.
+        failed: gets the errors of `tell`; they are logged.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class Sampler(Closing):
         interval_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         sensors: Mapping[str, Callable[[], Sensor]] | None = None,
-        failed: Callable[[Exception], None] = lambda error: None,
+        failed: Callable[[Exception], None] = lambda error: _LOG.error(
+            "sampling the machine failed: %r", error
+        ),
     ) -> None:
         self._tell, self._failed = tell, failed
         self._interval_s, self._clock = interval_s, clock

@@ -33,6 +33,7 @@ from vitesse.serve.limits import Limits
 from vitesse.serve.logs import NAME
 from vitesse.serve.metrics import Load, Metrics
 from vitesse.serve.pool import Pool
+from vitesse.serve.pool_metrics import PoolMetrics
 from vitesse.serve.protocol import Signature
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.release_watch import ReleaseWatch
@@ -172,7 +173,7 @@ def warm_up_feeds(spec: ModelSpec, max_items: int) -> list[Arrays]:
 class _Counted:
     """Observes a pool for the metrics and for v2's statistics."""
 
-    def __init__(self, metrics: Metrics, tally: Tally) -> None:
+    def __init__(self, metrics: PoolMetrics, tally: Tally) -> None:
         self._metrics, self._tally = metrics, tally
         self.refused, self.worker_changed = metrics.refused, metrics.worker_changed
         self.memory_halved = metrics.memory_halved
