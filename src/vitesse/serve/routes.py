@@ -85,7 +85,7 @@ ALWAYS: tuple[Endpoint, ...] = (
     *_model_routes("/v2/models/{model}/versions/{version}"),
     Endpoint("GET", "/v2/models/stats", handlers.all_stats, "Statistics of all models", {_JSON: "Stats"}),
     Endpoint("POST", "/v2/repository/index", handlers.index, "The models that are here", {_JSON: "Index"},
-             takes=(_JSON,), refusals=(408, 413)),
+             takes=(_JSON,), refusals=(400, 408, 413)),
     Endpoint("GET", "/healthz", handlers.live, "As /v2/health/live", {_JSON: "Live"}, Guard.OPEN, refusals=(503,)),
     Endpoint("GET", "/readyz", handlers.ready, "As /v2/health/ready", {_JSON: "Ready"}, Guard.OPEN,
              refusals=(503,)),
