@@ -54,6 +54,9 @@ class Control:
         self._file, self._clock, self._wall, self._random = file, clock, wall, random
         self._observer, self._poll_s = observer, poll_s
         self._lock = threading.RLock()
+        # Writing and applying is one act, else an older state could be applied after a newer one. Requests that are
+        # planned meanwhile do not wait for the disk.
+        self._changing = threading.RLock()
         self._breakers: dict[str, Breaker] = {initial.live.name: breaker} if initial.live else {}
         self._told: dict[str, str] = {}
         self._looked = clock()
@@ -206,8 +209,12 @@ class Control:
         if self._file is None or now - self._looked < self._poll_s:
             return
         self._looked = now
-        if self._file.changed():
-            self._read()
+        if self._changing.acquire(blocking=False):
+            try:
+                if self._file.changed():
+                    self._read()
+            finally:
+                self._changing.release()
 
     def _read(self) -> None:
         if self._file is None:
@@ -240,6 +247,10 @@ class Control:
 
     def _change(self, change: Callable[[ReleaseState], ReleaseState], *, must: bool = False) -> None:
         """Change the state; a file that cannot be written does not keep an automatic rollback from happening."""
+        with self._changing:
+            self._written(change, must)
+
+    def _written(self, change: Callable[[ReleaseState], ReleaseState], must: bool) -> None:
         if self._file is None:
             self._apply(change(self._state))
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -19,8 +20,7 @@ def name_of(row: Row) -> str:
         RunFolderError: the step made no artifact.
     """
     ref = _ref(row)
-    stage = "".join(letter if letter.isalnum() or letter in "+." else "-" for letter in row.stage)
-    return f"{stage}-{ref.sha256[:12]}"
+    return f"{re.sub('[^A-Za-z0-9_.+-]+', '-', row.stage)}-{ref.sha256[:12]}"
 
 
 def initial_state(run: Run, at: float) -> ReleaseState:
