@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from vitesse.backends.closing import Closing
 from vitesse.backends.protocol import Outcome, TensorInfo
+from vitesse.serve.pool import Pool
+from vitesse.serve.refusals import Refusal
 from vitesse.serve.work import Arrays, Executed, Work
 
 SOON_S = 10.0  # what a test waits for at most; it takes milliseconds
@@ -145,3 +148,23 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+
+@contextmanager
+def pool(engine: EchoEngine, **options: Any) -> Iterator[Pool]:
+    made = Pool(engine, **{"workers": 1, "look_s": 0.005, **options})
+    try:
+        yield made
+    finally:
+        made.close(SOON_S)
+
+
+def refusal(work: Work) -> Refusal:
+    found = work.done.exception(SOON_S)
+    assert isinstance(found, Refusal)
+    return found
+
+
+def submitted(made: Pool, *works: Work) -> None:
+    for work in works:
+        made.submit(work)

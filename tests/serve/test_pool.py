@@ -5,40 +5,30 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from serve.sessions import SOON_S, Clock, EchoEngine, Gate, Heard, answer, asked, until
+from serve.sessions import (
+    SOON_S,
+    Clock,
+    EchoEngine,
+    Gate,
+    Heard,
+    answer,
+    asked,
+    pool,
+    refusal,
+    submitted,
+    until,
+)
 from vitesse.errors import BackendError
 from vitesse.serve import workers
 from vitesse.serve.pool import Pool
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.work import Executed, Work
-
-
-@contextmanager
-def pool(engine: EchoEngine, **options: Any) -> Iterator[Pool]:
-    made = Pool(engine, **{"workers": 1, "look_s": 0.005, **options})
-    try:
-        yield made
-    finally:
-        made.close(SOON_S)
-
-
-def refusal(work: Work) -> Refusal:
-    found = work.done.exception(SOON_S)
-    assert isinstance(found, Refusal)
-    return found
-
-
-def submitted(made: Pool, *works: Work) -> None:
-    for work in works:
-        made.submit(work)
 
 
 def test_each_of_many_concurrent_requests_gets_the_answer_to_its_own_inputs() -> None:

@@ -8,8 +8,20 @@ from typing import Any
 import pytest
 
 from serve import sessions
-from serve.sessions import SOON_S, Clock, EchoEngine, EchoSession, Gate, Heard, answer, asked, until
-from serve.test_pool import pool, refusal, submitted
+from serve.sessions import (
+    SOON_S,
+    Clock,
+    EchoEngine,
+    EchoSession,
+    Gate,
+    Heard,
+    answer,
+    asked,
+    pool,
+    refusal,
+    submitted,
+    until,
+)
 from vitesse.errors import BackendError, DataError
 from vitesse.serve.crew import Crew
 from vitesse.serve.pool import Pool
