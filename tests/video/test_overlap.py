@@ -183,3 +183,31 @@ def test_a_slow_stage_drops_the_oldest_waiting_items_and_the_source_never_waits(
     Overlap([("slow", slow)], dropped=dropped.append).run(source())
     assert seen == [0, 9]
     assert dropped == list(range(1, 9))
+
+
+def test_a_second_interrupt_gives_up_what_waits_and_is_raised_when_no_thread_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck, release = threading.Event(), threading.Event()
+    join, calls = module._join, []
+
+    def interrupted(threads: list[threading.Thread]) -> None:
+        calls.append(len(threads))
+        if len(calls) <= 2:
+            assert stuck.wait(20)
+            raise KeyboardInterrupt
+        release.set()
+        join(threads)
+
+    def block(item: int) -> int:
+        stuck.set()
+        assert release.wait(20)
+        return item
+
+    monkeypatch.setattr(module, "_join", interrupted)
+    taken: list[int] = []
+    stages = [("block", block), ("take", lambda item: taken.append(item) or item)]
+    with pytest.raises(KeyboardInterrupt):
+        Overlap(stages, capacity=1).run(endless(threading.Event()))
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("video")]
+    assert taken == []

@@ -122,17 +122,17 @@ class Overlap(Generic[T]):
             threads.append(
                 threading.Thread(target=self._work, args=(index,), name=f"video {name}", daemon=True)
             )
-        for thread in threads:
-            thread.start()
-        finished = True
         try:
+            for thread in threads:
+                thread.start()
             finished = _joined(threads)
             if not finished:
                 self._stopping.set()
                 _join(threads)
         except KeyboardInterrupt:
             self._fail(KeyboardInterrupt())
-            raise
+            _join([thread for thread in threads if thread.ident is not None])
+            raise  # only now may the caller close what the threads used
         if self._failure is not None:
             raise self._failure
         return finished
