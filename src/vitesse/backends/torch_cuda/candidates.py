@@ -110,6 +110,7 @@ KERNELS: Mapping[str, str] = {
     "torch.conv_pair": "vitesse.backends.torch_cuda.kernels.torch_conv_pair:KERNEL",
     "triton.conv_pair": "vitesse.backends.torch_cuda.kernels.conv_pair:KERNEL",
     "triton.max_pool": "vitesse.backends.torch_cuda.kernels.max_pool:KERNEL",
+    "triton.quantise": "vitesse.backends.torch_cuda.kernels.quantise:KERNEL",
     "triton.patches": "vitesse.backends.torch_cuda.kernels.patches:KERNEL",
     "torch.patches": "vitesse.backends.torch_cuda.kernels.torch_patches:KERNEL",
 }

@@ -207,6 +207,16 @@ def patches(
     return (torch.cat([prefix, made], 1).to(_dtype(out_dtype)),)
 
 
+def quantise(x: Tensor, other: Tensor | None = None, *, out_scale: float) -> tuple[Tensor]:
+    """E4M3 of (x + other) / out_scale, the sum rounded once: what no other step could do with its own output.
+
+    Args:
+        other: of x's shape, or of a suffix of it with ones before, shared by the batch.
+    """
+    total = x.float() if other is None else x.float() + other.float()
+    return (quantised(total, out_scale),)
+
+
 STEPS: Mapping[str, Callable[..., tuple[Tensor | None, ...]]] = {
     "Linear": linear,
     "Norm": norm,
@@ -214,6 +224,7 @@ STEPS: Mapping[str, Callable[..., tuple[Tensor | None, ...]]] = {
     "Conv": conv,
     "ConvPair": conv_pair,
     "Patches": patches,
+    "Quantise": quantise,
 }
 
 

@@ -28,7 +28,12 @@ from vitesse.backends.torch_cuda.rewrite.conv import conv
 from vitesse.backends.torch_cuda.rewrite.linear import linear
 from vitesse.backends.torch_cuda.rewrite.norm import norm
 from vitesse.backends.torch_cuda.rewrite.patches import patches
-from vitesse.backends.torch_cuda.rewrite.quantised import left_alone, quantise_outputs, quantised
+from vitesse.backends.torch_cuda.rewrite.quantised import (
+    left_alone,
+    quantise,
+    quantise_outputs,
+    quantised,
+)
 from vitesse.backends.torch_cuda.steps import E4M3
 from vitesse.fusion import clean_model, fuse_model
 from vitesse.precision.fp8 import NUMBER, to_e4m3
@@ -221,6 +226,33 @@ def test_a_layer_that_is_also_read_in_full_is_quantised_behind() -> None:
 def test_an_output_of_the_graph_is_not_turned_into_e4m3() -> None:
     made = rewritten(of(f"{LAYER} {NEXT} {AGAIN}", "float[N,5,8] y, float[N,5,8] h", **BIAS), X, *ALL)
     assert kinds(made)["QuantizeLinear"] == 2
+
+
+SUM = (
+    "a = Add(%s) q = QuantizeLinear(a, sx, z) d = DequantizeLinear(q, sx, z) e = DequantizeLinear(w, sw, zw) "
+)
+
+
+@pytest.mark.parametrize("order", ["x, p", "p, x"])
+@pytest.mark.parametrize("shape", [(5, 8), (1, 5, 8), (8,), (3, 5, 8)])
+def test_a_quantiser_that_is_left_is_a_step_with_the_sum_before_it(
+    order: str, shape: tuple[int, ...]
+) -> None:
+    made = rewritten(of(SUM % order + "y = MatMul(d, e)", p=normal(*shape, seed=9)), X, *ALL, quantise)
+    assert kinds(made) == {":Quantise": 1, ":Linear": 1}
+    # Of equal shapes either may be the first.
+    assert given(only(made, "Quantise")) == (
+        ["x", "p"] if len(shape) < 3 or shape[0] == 1 else order.split(", ")
+    )
+    assert keywords(only(made, "Quantise"))["out_scale"] == pytest.approx(0.011)
+
+
+def test_a_sum_that_is_read_elsewhere_or_of_another_shape_is_added_before() -> None:
+    body = SUM % "x, p" + "m = MatMul(d, e) y = Add(m, a)"
+    made = rewritten(of(body, p=normal(8, seed=9)), X, *ALL, quantise)
+    assert kinds(made)[":Quantise"] == 1 and kinds(made)["Add"] == 1
+    made = rewritten(of(SUM % "x, p" + "y = MatMul(d, e)", p=normal(5, 1, seed=9)), X, *ALL, quantise)
+    assert kinds(made) == {"Add": 1, ":Quantise": 1, ":Linear": 1}
 
 
 def test_an_operator_between_a_layer_and_its_quantiser_keeps_them_apart() -> None:

@@ -1,7 +1,7 @@
 """A static graph of standard operators → fused steps: what runs between two steps costs a kernel and memory traffic.
 
 quantised ─▶ patches ─▶ conv ─▶ conv_pairs ─▶ views ─▶ attention ─▶ linear ─▶ positions ─▶ siblings ─▶ norm
-─▶ quantise_outputs
+─▶ quantise_outputs ─▶ quantise
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitesse.backends.torch_cuda.rewrite.linear import linear
 from vitesse.backends.torch_cuda.rewrite.norm import norm
 from vitesse.backends.torch_cuda.rewrite.patches import patches
 from vitesse.backends.torch_cuda.rewrite.positions import positions
-from vitesse.backends.torch_cuda.rewrite.quantised import left_alone, quantise_outputs, quantised
+from vitesse.backends.torch_cuda.rewrite.quantised import left_alone, quantise, quantise_outputs, quantised
 from vitesse.backends.torch_cuda.rewrite.reasons import Notes
 from vitesse.backends.torch_cuda.rewrite.siblings import siblings
 from vitesse.backends.torch_cuda.rewrite.views import views
@@ -61,4 +61,5 @@ def _rules(notes: Notes) -> list[tuple[str, Callable[[ir.Model], int]]]:
         ("siblings", lambda graph: siblings(graph, notes)),
         ("norm", lambda graph: norm(graph, notes)),
         ("quantise_outputs", quantise_outputs),
+        ("quantise", quantise),
     ]

@@ -105,7 +105,8 @@ def quantise_outputs(model: ir.Model) -> int:
 
     `Linear`, `Conv`, `ConvPair` and `Attention` then write E4M3 instead of 16 bits, so that nothing else may read their
     result; `Norm` writes it beside, as its third output. A reshape or transposition in between is done in E4M3. Every
-    other QuantizeLinear stays: behind a pooling, an Add that no step took in, or a result that is also read in 16 bits.
+    other QuantizeLinear is left to `quantise`: behind a pooling, an Add that no step took in, or what is also read in 16
+    bits.
     """
     made = 0
     for node in nodes_of(model, "QuantizeLinear"):
@@ -129,6 +130,39 @@ def quantise_outputs(model: ir.Model) -> int:
         _without_quantiser(model, node, source, between)
         made += 1
     return made
+
+
+def quantise(model: ir.Model) -> int:
+    """Put a `Quantise` step in the place of every QuantizeLinear to E4M3 that is left, in place; returns how many.
+
+    It takes in the Add before it where nobody else reads the sum, and one of the two has the shape of a suffix.
+    """
+    made = 0
+    for node in nodes_of(model, "QuantizeLinear"):
+        scale, x = _output_scale(node), needed(node, 0)
+        if scale is None or x.dtype not in FLOATS:
+            continue
+        add = x.producer()
+        pair = _summands(add) if add is not None and sole_reader(x) is node else None
+        inputs, replaced = ([x], [node]) if pair is None or add is None else (pair, [add, node])
+        put_step(model, "Quantise", inputs, {"out_scale": scale}, replaced, named=node)
+        made += 1
+    return made
+
+
+def _summands(add: ir.Node) -> list[ir.Value] | None:
+    """What an Add adds: first what has the shape of the sum, then what has that of a suffix of it."""
+    if not is_op(add, "Add"):
+        return None
+    shape = shape_of(add.outputs[0])
+    for place in (0, 1):
+        x, other = needed(add, place), needed(add, 1 - place)
+        trimmed = shape_of(other)
+        while trimmed and trimmed[0] == 1:
+            trimmed = trimmed[1:]
+        if shape_of(x) == shape and trimmed == shape[len(shape) - len(trimmed) :]:
+            return [x, other]
+    return None
 
 
 def _held(model: ir.Model, name: str, one: ir.Value | Array | None) -> ir.Value | None:
