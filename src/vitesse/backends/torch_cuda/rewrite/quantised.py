@@ -105,8 +105,8 @@ def quantise_outputs(model: ir.Model) -> int:
 
     `Linear`, `Conv`, `ConvPair` and `Attention` then write E4M3 instead of 16 bits, so that nothing else may read their
     result; `Norm` writes it beside, as its third output. A reshape or transposition in between is done in E4M3. Every
-    other QuantizeLinear is left to `quantise`: behind a pooling, an Add that no step took in, or what is also read in 16
-    bits.
+    other QuantizeLinear is left to `quantise`: behind a pooling, an Add that no step took in, or what 16-bit steps
+    read, too.
     """
     made = 0
     for node in nodes_of(model, "QuantizeLinear"):
