@@ -1,7 +1,7 @@
 """Send a tensor to a running `vitesse serve` with NVIDIA's client, which knows nothing of Vitesse.
 
-    pip install 'tritonclient[http]'
-    python examples/clients/triton_client.py [--url localhost:8000]
+pip install 'tritonclient[http]'
+python examples/clients/triton_client.py [--url localhost:8000]
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def main() -> None:
     inputs = []
     for known in client.get_model_metadata(name)["inputs"]:
         shape = [1 if size < 0 else size for size in known["shape"]]
-        noise = np.random.default_rng(0).normal(size=shape).astype(triton.triton_to_np_dtype(known["datatype"]))
+        noise = (
+            np.random.default_rng(0).normal(size=shape).astype(triton.triton_to_np_dtype(known["datatype"]))
+        )
         entry = triton.InferInput(known["name"], shape, known["datatype"])
         entry.set_data_from_numpy(noise)
         inputs.append(entry)

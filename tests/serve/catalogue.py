@@ -1,7 +1,7 @@
 """The 86 bad inputs and faults that a server must outlive, by number: how each is made, and what must come back.
 
-A case is a function from a running server to what came; `status` and `text` are judged by the test, which then sends a good
-request. What is tested elsewhere, or is not a matter of a request, says where or why.
+A case is a function from a running server to what came; `status` and `text` are judged by the test, which then
+sends a good request. What is tested elsewhere, or is not a matter of a request, says where or why.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def post(body: bytes, path: str = INFER, **headers: str) -> Callable[[Live], Ans
     return lambda live: live.ask("POST", path, body, **headers)
 
 
-def binary(size: int | None = None, length: str | None = None, array: object = None, **changes: object) -> Callable[[Live], Answer]:
+def binary(
+    size: int | None = None, length: str | None = None, array: object = None, **changes: object
+) -> Callable[[Live], Answer]:
     """Send a binary request, with another size or header length than the right one."""
     body, right = binary_body(array, size, **changes)
     return post(body, Inference_Header_Content_Length=right if length is None else length)
@@ -123,6 +125,8 @@ def nan() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 HEAD = f"POST {INFER} HTTP/1.1\r\nHost: x\r\n"
+# One line a case, however long.
+# ruff: noqa: E501
 CASES: tuple[Case, ...] = (
     Case(1, "empty body", post(b""), (400,), "the request body is empty"),
     Case(2, "not JSON", post(b"<html>"), (400,), "failed to parse the request JSON"),
@@ -176,7 +180,9 @@ CASES: tuple[Case, ...] = (
 ELSEWHERE: dict[int, str] = {
     10: "tests/serve/protocol: shapes of an engine's profile, which needs an engine built with one",
     28: "tests/serve/test_server.py: a client that hangs up is not executed",
-    **dict.fromkeys((*range(31, 41), *range(43, 48)), "test_catalogue.py sends pictures.py's; tests/serve/test_images.py"),
+    **dict.fromkeys(
+        (*range(31, 41), *range(43, 48)), "test_catalogue.py sends pictures.py's; tests/serve/test_images.py"
+    ),
     41: "test_catalogue.py and tests/serve/test_images.py",
     42: "tests/serve/test_images.py: every mode equals its golden pixels",
     48: "tests/serve: batches never mix shapes (test_batching.py)",
@@ -195,7 +201,9 @@ ELSEWHERE: dict[int, str] = {
     61: "test_server.py: a port in use; there is no cache folder",
     62: "models are not loaded and unloaded while serving; releases are, see 76 to 83",
     63: "no reload: a new release is a canary first, see 76 to 83",
-    **dict.fromkeys((65, 66), "no pickle is read when serving; tests/sources refuses them when a model is taken in"),
+    **dict.fromkeys(
+        (65, 66), "no pickle is read when serving; tests/sources refuses them when a model is taken in"
+    ),
     67: "no bundle is unpacked when serving",
     68: "artifacts are single files known by their hash; tests of sources hold external data",
     69: "tests/test_cli.py and tests/backends: such a file never becomes an artifact",

@@ -72,7 +72,9 @@ def test_a_bad_picture_beside_good_ones_fails_alone(live: Live) -> None:
     for at, (one, other) in enumerate(zip(alone, together, strict=True)):
         assert one.status == other.status == (200 if at % 3 else 400)
         if at % 3:
-            assert [row["label"] for row in one.json["classes"]] == [row["label"] for row in other.json["classes"]]
+            assert [row["label"] for row in one.json["classes"]] == [
+                row["label"] for row in other.json["classes"]
+            ]
 
 
 def test_every_number_of_the_catalogue_is_tested_or_says_where_and_why_not() -> None:

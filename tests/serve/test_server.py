@@ -21,7 +21,6 @@ from serve.serving import (
     Live,
     binary_body,
     make_run,
-    read_all,
     running,
     service_of,
     tensor,
@@ -87,7 +86,10 @@ def test_a_host_that_is_not_this_machine_is_refused() -> None:
 
 def test_a_connection_beyond_the_limit_is_told_and_closed() -> None:
     with service_of(limits=with_limits(connections=2, header_s=20.0)) as service, running(service) as live:
-        with socket.create_connection(("127.0.0.1", live.port)), socket.create_connection(("127.0.0.1", live.port)):
+        with (
+            socket.create_connection(("127.0.0.1", live.port)),
+            socket.create_connection(("127.0.0.1", live.port)),
+        ):
             until(lambda: len(live.server.server_state.connections) == 2)
             came = parsed(live.raw(b""))
             assert came.status == 503
@@ -107,7 +109,9 @@ def test_an_idle_connection_is_closed_and_a_silent_one_too() -> None:
 def test_a_refused_body_is_refused_before_it_was_sent() -> None:
     with service_of() as service, running(service) as live:
         with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
-            connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n".encode())
+            connection.sendall(
+                f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n".encode()
+            )
             came = parsed(read_all(connection))
     assert (came.status, came.headers["connection"]) == (413, "close")
 
@@ -124,7 +128,10 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
 
 def test_a_deadline_that_passes_in_the_queue_is_a_504_and_is_never_executed() -> None:
     limits = with_limits(queue_s=0.2)
-    with service_of(limits=limits, fault=Fault(delay_ms=800), max_items=1, capacity=4) as service, running(service) as live:
+    with (
+        service_of(limits=limits, fault=Fault(delay_ms=800), max_items=1, capacity=4) as service,
+        running(service) as live,
+    ):
         with ThreadPoolExecutor(3) as threads:
             came = list(threads.map(lambda _: live.ask("POST", INFER, BODY, **HEAD), range(3)))
         assert sorted(one.status for one in came) == [200, 504, 504]
@@ -198,9 +205,23 @@ def test_a_failed_warm_up_leaves_the_server_up_and_not_ready_with_the_reason(
         assert "failed: the first run failed" in served.service.unready()
 
 
+def test_an_artifact_that_is_wrong_on_this_machine_never_becomes_ready(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitesse.backends import backend
+    from vitesse.backends.fake import FakeBackend, with_nan
+
+    found = FakeBackend(backend("onnxruntime"), Fault(change=with_nan))
+    monkeypatch.setattr("vitesse.serve.served.backend", lambda name: found)
+    with open_served(open_run(run_folder), ServeOptions(workers=1)) as served:
+        served.start()
+        assert not served.wait(30)
+        assert "is not right on this machine" in served.service.unready()
+
+
 def test_an_artifact_with_a_flipped_byte_is_not_served(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    path = next((folder / "artifacts").glob("fuse-*"))
+    path = next((folder / "artifacts").glob("fuse*"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -245,7 +266,10 @@ def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Live]]:
     """Serve in a process of its own; `Live` can only ask."""
     # Nobody reads the log, and a pipe that is full would stop the server.
     started = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert started.stdout is not None
@@ -260,7 +284,18 @@ def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Live]]:
 
 
 def test_sigterm_under_load_drops_nothing_that_was_accepted(run_folder: Path) -> None:
-    arguments = (str(run_folder), "--port", "0", "--workers", "1", "--drain-s", "1", "--queue-s", "20", "--no-reference")
+    arguments = (
+        str(run_folder),
+        "--port",
+        "0",
+        "--workers",
+        "1",
+        "--drain-s",
+        "1",
+        "--queue-s",
+        "20",
+        "--no-reference",
+    )
     with process(*arguments) as (server, live):
         picture, answers, not_ready = PICTURES[0].read_bytes(), [], []
 
@@ -296,7 +331,10 @@ def test_a_second_sigterm_forces_the_end(run_folder: Path) -> None:
 
 def test_a_run_that_is_none_is_one_error_and_an_exit_code(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path), "--port", "0"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, str(tmp_path), "--port", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert "no ledger at" in done.stderr

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn", reason="needs the server: pip install 'vitesse[serve]'")
-triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient: pip install 'tritonclient[http]'")
+triton = pytest.importorskip(
+    "tritonclient.http", reason="needs tritonclient: pip install 'tritonclient[http]'"
+)
 
-from serve.serving import NAME, artifact, running, service_of, tensor
-from vitesse.predict import Model
+from serve.serving import NAME, artifact, running, service_of, tensor  # noqa: E402
+from vitesse.predict import Model  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,11 @@ def test_it_gets_the_model_s_outputs(
 ) -> None:
     outputs = [triton.InferRequestedOutput("logits", binary_data=binary_out)]
     came = client.infer(
-        NAME, [asked(binary_in)], outputs=outputs, request_id="seven", request_compression_algorithm=compression
+        NAME,
+        [asked(binary_in)],
+        outputs=outputs,
+        request_id="seven",
+        request_compression_algorithm=compression,
     )
     np.testing.assert_allclose(came.as_numpy("logits"), expected, rtol=1e-3, atol=1e-4)
     assert came.get_response()["id"] == "seven"

@@ -21,15 +21,22 @@ class Routed(Protocol):
     """An answer and who gave it; `releases.router.Routed` is one."""
 
     @property
-    def executed(self) -> Executed: ...
+    def executed(self) -> Executed:
+        """What came of the run."""
+        ...
+
     @property
-    def served_by(self) -> str: ...
+    def served_by(self) -> str:
+        """The release that ran it."""
+        ...
 
 
 class Submits(Protocol):
     """Takes work and promises an answer; `releases.router.Router` does."""
 
-    def submit(self, work: Work, feeds_of: FeedsOf | None = None) -> Future[Any]: ...
+    def submit(self, work: Work, feeds_of: FeedsOf | None = None) -> Future[Any]:
+        """Run work, fed to each release as `feeds_of` says; raises Refusal at once where there is no room."""
+        ...
 
 
 class Threads:

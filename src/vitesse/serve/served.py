@@ -26,6 +26,7 @@ from vitesse.backends.protocol import Engine, LoadOptions
 from vitesse.data.preprocess import feeds
 from vitesse.environment import usable_cores
 from vitesse.errors import UsageError
+from vitesse.ledger import Row
 from vitesse.run import Run, artifact_of, spec_of
 from vitesse.serve.auth import Access
 from vitesse.serve.execution import Threads
@@ -38,9 +39,11 @@ from vitesse.serve.protocol import Signature
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.release_watch import ReleaseWatch
 from vitesse.serve.releases.breaker import Breaker
+from vitesse.serve.releases.golden import check, golden_of, tolerances_of
+from vitesse.serve.releases.of_run import initial_state, name_of
 from vitesse.serve.releases.router import Router
 from vitesse.serve.releases.sampler import DecodedSampler
-from vitesse.serve.releases.state import REFERENCE, Phase, Release, ReleaseState, StateFile
+from vitesse.serve.releases.state import REFERENCE, StateFile
 from vitesse.serve.sampling import Sampler
 from vitesse.serve.service import Service
 from vitesse.serve.settings import PoolSettings, settings_for
@@ -124,11 +127,7 @@ class Served(Closing):
         """Finish accepted work for `drain_s` seconds, then let go of everything; what hangs is left behind."""
         self._sampler.close()
         self.service.threads.close()
-        for name, variant in self._variants.items():
-            if variant.pool.close(drain_s):
-                variant.engine.close()
-            else:  # its thread may still be in a run, whose weights must stay
-                _LOG.warning("%s was closed with a run that hangs; its memory is left to the system", name)
+        _close(self._variants, drain_s)
 
     def _warm_up(self) -> None:
         readiness, began = self.service.readiness, self.service.clock()
@@ -213,7 +212,7 @@ def open_served(run: Run, options: ServeOptions, clock: Callable[[], float] = ti
     """
     chosen = run.ledger.chosen_row()
     live, original = run.artifact, artifact_of(run.folder, run.ledger.rows[0], spec_of(run.folder))
-    name, release = options.name or model_name(run.ledger.source), release_name(chosen.stage, live.sha256)
+    name, release = options.name or model_name(run.ledger.source), name_of(chosen)
     settings = _settings(run, options)
     windows, tally = Windows(clock), Tally()
     metrics = Metrics(CollectorRegistry(), name, VERSION, live.backend, windows=windows)
@@ -233,9 +232,16 @@ def open_served(run: Run, options: ServeOptions, clock: Callable[[], float] = ti
         clock,
         observer=watch,
         state=StateFile(run.folder),
-        initial=ReleaseState((Release(release, live.sha256, Phase.LIVE),)),
+        initial=initial_state(run, time.time()),
         fullness=_fullness,
     )  # fmt: skip
+    if not options.reference and router.control.state.live is None:
+        _close(variants)
+        raise UsageError(
+            "no release of this run is live, and --no-reference leaves nothing that could answer",
+            cause="the run has chosen the original model, or its release was rolled back",
+            fix="serve without --no-reference",
+        )
     service = _service(name, variants, release, router, metrics, tally, options, settings, clock)
     status = Status(
         facts=model_facts(run, name),
@@ -251,7 +257,13 @@ def open_served(run: Run, options: ServeOptions, clock: Callable[[], float] = ti
     service.status, service.release = status.document, lambda: status.document()["release"]
     metrics.watch_load(lambda: _load(variants))
     device = options.device if live.backend in GPUS else None
-    return Served(service, variants, Sampler(status.sampled, device=device, clock=clock))
+    rows = {release: chosen, REFERENCE: run.ledger.rows[0]}
+    return Served(
+        service,
+        variants,
+        Sampler(status.sampled, device=device, clock=clock),
+        lambda key: _wrong(run, rows[key], variants[key]),
+    )
 
 
 def model_name(source: str) -> str:
@@ -260,9 +272,19 @@ def model_name(source: str) -> str:
     return stem[:64] or "model"
 
 
-def release_name(stage: str, sha256: str) -> str:
-    """Return what a release is called: STAGE-HASH."""
-    return f"{re.sub('[^A-Za-z0-9_.+-]+', '-', stage)}-{sha256[:12]}"
+def _wrong(run: Run, row: Row, variant: _Variant) -> str:
+    """Return how a variant's outputs differ from the golden ones on this machine; "" where they don't."""
+    with variant.engine.session() as session:
+        found = check(session, variant.artifact.spec, golden_of(run), tolerances_of(row, run.ledger))
+    return "; ".join(found)
+
+
+def _close(variants: Mapping[str, _Variant], drain_s: float = 0.0) -> None:
+    for name, variant in variants.items():
+        if variant.pool.close(drain_s):
+            variant.engine.close()
+        else:  # its thread may still be in a run, whose weights must stay
+            _LOG.warning("%s was closed with a run that hangs; its memory is left to the system", name)
 
 
 def _settings(run: Run, options: ServeOptions) -> PoolSettings:
