@@ -217,6 +217,27 @@ def test_an_answer_that_nobody_waits_for_cancels_the_work_also_on_the_reference(
     assert bench.fakes["reference"].taken[0].done.cancelled()
 
 
+def test_the_reference_is_not_asked_for_an_answer_that_nobody_waits_for() -> None:
+    bench = Bench()
+    bench.fakes["fast"].hold = True
+    answer = bench.send()
+    work = bench.fakes["fast"].taken[0]
+    work.done.set_running_or_notify_cancel()  # too late to keep it from running
+    assert answer.cancel()
+    crash(work)
+    assert not bench.fakes["reference"].taken
+
+
+def test_one_probe_runs_at_a_time() -> None:
+    bench = Bench()
+    bench.trip()
+    bench.clock.now += 31
+    bench.fakes["fast"].hold = True
+    asked = len(bench.fakes["fast"].taken)
+    assert [bench.served_by() for _ in range(5)] == ["reference"] * 5
+    assert len(bench.fakes["fast"].taken) == asked + 1
+
+
 def test_probes_are_copies_that_no_client_sees_and_good_ones_bring_the_release_back() -> None:
     bench = Bench()
     bench.trip()

@@ -215,15 +215,15 @@ class _Flight:
         self._failed = failed
         again = self._copied(self._reference, self._work.deadline)
         self._running = again
+        if self.answer.cancelled():  # later than here, cancelling reaches `again`
+            self._control.record(self._plan.release, failed)
+            return
         try:
             self._router.run(self._reference, again, self._ended)
         except Refusal as refusal:
             self._control.record(self._plan.release, failed)
             text = f"{failed.text}; the reference could not answer instead: {refusal.text}"
             self._refuse(Refusal(503, refusal.code, text, refusal.headers))
-            return
-        if self.answer.cancelled():
-            again.done.cancel()
 
     def _both_failed(self, failed: Outcome, error: BaseException | None) -> None:
         """Answer 503; a request on which the original fails too is not held against the release."""
