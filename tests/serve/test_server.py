@@ -108,11 +108,8 @@ def test_an_idle_connection_is_closed_and_a_silent_one_too() -> None:
 
 def test_a_refused_body_is_refused_before_it_was_sent() -> None:
     with service_of() as service, running(service) as live:
-        with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
-            connection.sendall(
-                f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n".encode()
-            )
-            came = parsed(read_all(connection))
+        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n"
+        came = parsed(live.raw(head.encode()))
     assert (came.status, came.headers["connection"]) == (413, "close")
 
 

@@ -1,7 +1,7 @@
 """One HTTP connection: how many there may be, how long and how large a header block may be, and how it is closed.
 
-uvicorn reads a header block of any size for any time, and answers what it cannot parse with plain text; here both have a bound,
-and every answer is the server's own JSON.
+uvicorn reads a header block of any size for any time, and answers what it cannot parse with plain text; here both have a
+bound, and every answer is JSON.
 """
 
 from __future__ import annotations
