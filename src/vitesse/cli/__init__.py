@@ -19,11 +19,14 @@ from vitesse.cli import (
     diagnose,
     doctor,
     export,
+    export_triton,
     optimize,
     predict,
     profile,
     quantize,
+    release,
     report,
+    serve,
     tune,
 )
 from vitesse.errors import VitesseError, missing_extra
@@ -41,7 +44,10 @@ COMMANDS = {
     "tune": (tune, "the batch size and streams for a latency bound and the memory at hand"),
     "profile": (profile, "where the time goes, by module or by operator"),
     "report": (report, "show the ledger of a run and write its report again"),
-    "predict": (predict, "run the chosen artifact on images"),
+    "predict": (predict, "run the chosen artifact on images, a video, a camera or a stream"),
+    "serve": (serve, "the chosen artifact behind HTTP; the original model stands by"),
+    "release": (release, "what a server runs: status, promote, rollback"),
+    "export-triton": (export_triton, "the chosen artifact as a Triton model repository"),
     "doctor": (doctor, "which runtimes work here; for the others why not"),
 }
 
