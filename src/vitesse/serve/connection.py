@@ -1,6 +1,6 @@
 """One HTTP connection: how many there may be, how long and how large a header block may be, and how it is closed.
 
-uvicorn reads a header block of any size for any time, and answers what it cannot parse with plain text; here both have a
+uvicorn reads a header block of any size for any time, and answers what it cannot parse in plain text; here both have a
 bound, and every answer is JSON.
 """
 
