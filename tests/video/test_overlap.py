@@ -77,14 +77,16 @@ def test_an_error_in_the_source_ends_all_and_is_raised() -> None:
 
 
 def test_of_two_errors_the_first_is_raised() -> None:
-    later = threading.Event()
+    inside, later = threading.Event(), threading.Event()
 
     def second(item: int) -> int:
+        inside.set()
         later.wait(20)
         raise KeyError("later")
 
     def first(item: int) -> int:
         if item == 1:
+            assert inside.wait(20)
             try:
                 raise ValueError("first")
             finally:
