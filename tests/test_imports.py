@@ -7,8 +7,8 @@ import pytest
 
 HEAVY = {
     "av", "cudnn", "flax", "httptools", "jax", "jax2onnx", "jinja2", "numpy", "nvmath", "onnx", "onnx_ir",
-    "onnxruntime", "onnxscript", "openvino", "PIL", "prometheus_client", "psutil", "pycocotools", "rich", "safetensors", "starlette",
-    "sympy", "timm", "torch", "transformers", "triton", "uvicorn",
+    "onnxruntime", "onnxscript", "openvino", "PIL", "prometheus_client", "psutil", "pycocotools", "rich",
+    "safetensors", "starlette", "sympy", "timm", "torch", "transformers", "triton", "uvicorn",
 }  # fmt: skip
 DEPLOY = {"numpy", "onnx", "onnxruntime", "PIL"}
 
