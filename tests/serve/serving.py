@@ -53,12 +53,12 @@ def artifact(path: Path = VIT) -> Artifact:
     )
 
 
-def make_run(folder: Path, path: Path = VIT) -> Path:
-    """Write a finished run whose source and chosen artifact are the same graph in two files."""
+def make_run(folder: Path, path: Path = VIT, stages: tuple[str, ...] = ("source", "fuse")) -> Path:
+    """Write a finished run whose artifacts are the same graph in files of their own; the second one is chosen."""
     (folder / "artifacts").mkdir(parents=True)
     known = artifact(path)
     rows = []
-    for stage in ("source", "fuse"):
+    for stage in stages:
         model = onnx.load(path)
         model.doc_string = stage  # two files, or the run would have chosen the original
         kept = folder / "artifacts" / f"{stage}.onnx"

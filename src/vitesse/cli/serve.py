@@ -94,8 +94,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit code: 0 after a shutdown that dropped nothing, 1 after a forced one."""
     from vitesse.run import open_run
     from vitesse.serve import logs
-    from vitesse.serve.served import ServeOptions, open_served
+    from vitesse.serve.served import open_served
     from vitesse.serve.server import listen, serve
+    from vitesse.serve.variants import ServeOptions
 
     limits = limits_of(options)
     wanted = ServeOptions(

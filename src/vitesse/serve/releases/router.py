@@ -82,6 +82,10 @@ class Router:
         """Bring a release that is loaded, warmed up and right on the golden images."""
         self._executors[release] = executor
 
+    def knows(self, release: str) -> bool:
+        """Return whether a release, or the reference, can be given work."""
+        return release in self._executors
+
     def submit(self, work: Work, feeds_of: FeedsOf | None = None) -> Future[Routed]:
         """Run work; the future ends in any case, with `Routed` or a Refusal. Cancelling it cancels work not begun.
 
