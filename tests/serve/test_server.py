@@ -260,7 +260,7 @@ def test_a_candidate_is_warmed_up_behind_what_answers_and_can_be_promoted(waitin
 
 
 def test_a_candidate_that_cannot_be_loaded_is_left_out_and_the_rest_serves(waiting: tuple[Path, str]) -> None:
-    folder, name = waiting
+    folder, _name = waiting
     (folder / "artifacts" / "fp16.onnx").write_bytes(b"not this any more")
     with open_served(open_run(folder), ServeOptions(workers=1)) as served:
         served.start()
@@ -275,7 +275,7 @@ def test_a_candidate_that_cannot_be_loaded_is_left_out_and_the_rest_serves(waiti
 def test_a_candidate_that_is_wrong_on_this_machine_is_never_given_work(
     waiting: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, name = waiting
+    folder, _name = waiting
     asked: list[str] = []
 
     def judged(session: object, spec: object, golden: object, tolerances: object) -> tuple[str, ...]:
