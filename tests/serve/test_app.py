@@ -145,10 +145,12 @@ def test_a_defect_is_answered_with_the_name_under_which_the_log_has_it(
 
 class Operator:
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.asked: list[object] = []
 
-    def promote(self) -> dict[str, str]:
-        self.asked.append("promote")
+    def promote(
+        self, release: str = "", *, share: float | None = None, shadow: bool = False
+    ) -> dict[str, str]:
+        self.asked.append((release, share, shadow))
         return {"live": "candidate"}
 
     def rollback(self, why: str) -> dict[str, str]:
@@ -174,6 +176,20 @@ def test_keys_guard_inference_and_admin_keys_guard_releases_while_health_stays_o
         body = json.dumps({"why": "wrong boxes"})
         assert live.ask("POST", "/api/release/rollback", body, **admin).json == {"live": "reference"}
         assert operator.asked == ["wrong boxes"]
+        for body in ("", json.dumps({"release": "int8-1", "share": 0.1, "shadow": True})):
+            assert live.ask("POST", "/api/release/promote", body, **admin).json == {"live": "candidate"}
+        assert operator.asked[1:] == [("", None, False), ("int8-1", 0.1, True)]
+        for wrong in (
+            '{"share": 0}',
+            '{"share": 2}',
+            '{"share": true}',
+            '{"release": 3}',
+            '{"shadow": 1}',
+            "[]",
+        ):
+            came = live.ask("POST", "/api/release/promote", wrong, **admin)
+            assert (came.status, came.json["code"]) == (400, "bad_request"), wrong
+        assert len(operator.asked) == 3
 
 
 def test_the_dashboard_may_run_its_own_scripts_and_nothing_else(live: Live) -> None:

@@ -28,7 +28,7 @@ from serve.serving import (
     with_limits,
 )
 from vitesse.backends.fake import Fault
-from vitesse.errors import RunFolderError, UsageError
+from vitesse.errors import RunFolderError, StorageError, UsageError
 from vitesse.run import open_run
 from vitesse.serve.limits import Limits
 from vitesse.serve.refusals import Refusal
@@ -290,6 +290,27 @@ def test_a_candidate_that_is_wrong_on_this_machine_is_never_given_work(
         assert operator is not None
         with pytest.raises(Refusal, match="not loaded"):
             operator.promote()
+
+
+def test_a_state_that_cannot_be_written_is_said_and_nothing_moves(
+    waiting: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("no space left on the disk", fix="free some")
+
+    folder, _ = waiting
+    with open_served(open_run(folder), ServeOptions(workers=1)) as served:
+        served.start()
+        assert served.wait(60)
+        operator = served.service.releases
+        assert operator is not None
+        monkeypatch.setattr("vitesse.serve.releases.state.write_atomically", full)
+        with pytest.raises(Refusal, match="no space left") as caught:
+            operator.promote()
+        assert caught.value.status == 503
+        with running(served.service) as live:
+            came = live.ask("POST", "/v1/classify", PICTURES[0].read_bytes())
+            assert came.headers["x-served-by"].startswith("fuse-")
 
 
 def test_a_damaged_state_file_leaves_the_original_in_charge(waiting: tuple[Path, str]) -> None:

@@ -149,18 +149,38 @@ async def classify(service: Service, request: Request) -> Response:
 
 
 async def promote(service: Service, request: Request) -> Response:
-    """POST /api/release/promote."""
-    return JSONResponse(service.operator().promote())
+    """POST /api/release/promote, with `{"release": name, "share": 0.1, "shadow": true}`, each optional."""
+    asked = await _asked(service, request)
+    release, share, shadow = asked.get("release", ""), asked.get("share"), asked.get("shadow", False)
+    right = isinstance(release, str) and len(release) <= 200 and isinstance(shadow, bool)
+    if not right or not (share is None or (_is_number(share) and 0 < share <= 1)):
+        raise Refusal(
+            400,
+            "bad_request",
+            'expected an empty body or {"release": a name, "share": above 0, at most 1, "shadow": true or false}',
+        )
+    return JSONResponse(service.operator().promote(release, share=share, shadow=shadow))
 
 
 async def rollback(service: Service, request: Request) -> Response:
     """POST /api/release/rollback, with `{"why": "…"}` or nothing."""
-    body = await _body(request, service.limits)
-    asked = parse_json(body, service.limits) if body.strip() else {}
-    why = asked.get("why", "by hand") if isinstance(asked, dict) else None
+    why = (await _asked(service, request)).get("why", "by hand")
     if not isinstance(why, str) or len(why) > 500:
         raise Refusal(400, "bad_request", 'expected an empty body or {"why": "…"} of at most 500 characters')
     return JSONResponse(service.operator().rollback(why))
+
+
+async def _asked(service: Service, request: Request) -> Mapping[str, Any]:
+    """The JSON object of a body; {} for an empty one."""
+    body = await _body(request, service.limits)
+    asked = parse_json(body, service.limits) if body.strip() else {}
+    if not isinstance(asked, dict):
+        raise Refusal(400, "bad_request", "expected an empty body or a JSON object")
+    return asked
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 async def _image(service: Service, request: Request, options: Mapping[str, Any]) -> Response:

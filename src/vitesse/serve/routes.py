@@ -110,9 +110,9 @@ BY_TASK: Mapping[Task, Endpoint] = {
 
 ADMIN: tuple[Endpoint, ...] = (
     Endpoint("POST", "/api/release/promote", handlers.promote, "Let the candidate answer all requests",
-             {_JSON: "Release"}, Guard.ADMIN, refusals=(400, 409)),
+             {_JSON: "Release"}, Guard.ADMIN, refusals=(400, 409, 503)),
     Endpoint("POST", "/api/release/rollback", handlers.rollback, "Let the reference answer all requests",
-             {_JSON: "Release"}, Guard.ADMIN, refusals=(400, 409)),
+             {_JSON: "Release"}, Guard.ADMIN, refusals=(400, 409, 503)),
 )  # fmt: skip
 
 

@@ -117,22 +117,27 @@ class Served(Closing):
 
 
 class _Operator:
-    """The router's manual moves; what it cannot do now is a 409."""
+    """The router's manual moves; what it cannot do now is a 409, a state that cannot be written a 503."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
 
-    def promote(self) -> Mapping[str, Any]:
-        try:
-            return self._router.promote()
-        except UsageError as error:
-            raise Refusal(409, "bad_request", str(error)) from error
+    def promote(
+        self, release: str = "", *, share: float | None = None, shadow: bool = False
+    ) -> Mapping[str, Any]:
+        return _moved(lambda: self._router.promote(release, share=share, shadow=shadow))
 
     def rollback(self, why: str) -> Mapping[str, Any]:
-        try:
-            return self._router.rollback(why)
-        except UsageError as error:
-            raise Refusal(409, "bad_request", str(error)) from error
+        return _moved(lambda: self._router.rollback(why))
+
+
+def _moved(move: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    try:
+        return move()
+    except UsageError as error:
+        raise Refusal(409, "bad_request", str(error)) from error
+    except StorageError as error:
+        raise Refusal(503, "internal", str(error)) from error
 
 
 def open_served(run: Run, options: ServeOptions, clock: Callable[[], float] = time.monotonic) -> Served:

@@ -22,8 +22,13 @@ WARMING = "the model is being loaded and warmed up"
 class Releases(Protocol):
     """What an operator may do by hand."""
 
-    def promote(self) -> Mapping[str, Any]:
-        """Let the candidate or canary answer all requests; returns the state after it."""
+    def promote(
+        self, release: str = "", *, share: float | None = None, shadow: bool = False
+    ) -> Mapping[str, Any]:
+        """Let a release ("": the candidate or canary) answer all requests, or with a share that part of them.
+
+        With `shadow` that part is copied to it and compared, and nobody sees its answers. Returns the state after it.
+        """
         ...
 
     def rollback(self, why: str) -> Mapping[str, Any]:
