@@ -15,7 +15,10 @@ demo: $(VENV)/.run
 	$(BIN)/vitesse predict demo/detr examples/fashion/detr/val/000001.jpg --draw demo/boxes.png
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/test_gpu_benchmark.py
+	# Alone in its process, as the program is that it tests: it interrupts torch by a signal and has it generate code, and
+	# ended a process with a segmentation fault in which a thousand other tests had loaded every other runtime.
+	$(BIN)/python -m pytest tests/test_gpu_benchmark.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
