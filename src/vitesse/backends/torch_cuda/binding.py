@@ -117,7 +117,7 @@ class Binder:
         path = path_of(node.name or "", node.metadata_props)
         scope = ".".join(path or ())
         if domain_of(node) != DOMAIN and not self.kernels.of(node.op_type):
-            run: Run = partial(_standard, node)
+            run = _standard(node)
             return run, run, Row(node.name or "", scope, node.op_type, PLAIN.text())
         problem = problem_of(node, given, constant)
         choice, run = choose(
@@ -136,7 +136,7 @@ def problem_of(node: ir.Node, given: Given, constant: tuple[bool, ...]) -> Probl
     """Return a node as kernels see it: all keywords of its step, and all inputs in order."""
     attributes = {name: _plain_value(attribute.value) for name, attribute in node.attributes.items()}
     if domain_of(node) != DOMAIN:
-        return Problem(node.op_type, attributes, given, constant, partial(_standard, node))
+        return Problem(node.op_type, attributes, given, constant, _standard(node))
     attributes = {**_defaults(node.op_type), **attributes}
     plain = partial(STEPS[node.op_type], **attributes)
     if node.op_type == "Norm":
@@ -152,8 +152,10 @@ def padded(node: ir.Node) -> tuple[ir.Value | None, ...]:
     return inputs + (None,) * (_arity(node.op_type) - len(inputs))
 
 
-def _standard(node: ir.Node, *tensors: Tensor | None) -> Given:
-    return operator_of(node)(node, tensors)
+def _standard(node: ir.Node) -> Run:
+    """A standard operator in plain torch; its attributes are read here, not in every run of a plan."""
+    compute = operator_of(node).bound(node)
+    return lambda *tensors: compute(tensors)
 
 
 def _row(node: ir.Node, scope: str, given: Given, choice: Choice) -> Row:
