@@ -161,7 +161,7 @@ class SinePosition(nn.Module):
         return torch.cat(on_grid(self._axis(rows), self._axis(columns)), dim=3).flatten(1, 2)
 
     def _axis(self, covered: Tensor) -> Tensor:
-        cells = torch.arange(1, covered.shape[1] + 1, dtype=torch.float32)
+        cells = torch.arange(1, covered.shape[1] + 1, dtype=torch.float32, device=covered.device)
         place = cells / (covered.float().sum(1, keepdim=True) + 1e-6) * (2 * math.pi)
         angle = place[:, :, None] / self.get_buffer("frequencies")
         return torch.stack([angle.sin(), angle.cos()], dim=3).flatten(2)
@@ -178,7 +178,7 @@ class LearnedPosition(nn.Module):
     def forward(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Return (1, rows · columns, hidden), the features of x first; arguments as in SinePosition."""
         y, x = (
-            embedding(torch.arange(covered.shape[1]))[None]
+            embedding(torch.arange(covered.shape[1], device=covered.device))[None]
             for embedding, covered in ((self.row_embed, rows), (self.col_embed, columns))
         )
         return torch.cat(on_grid(y, x)[::-1], dim=3).flatten(1, 2)
@@ -197,7 +197,7 @@ def covered_cells(cells: int, pixels: int, covered: Tensor) -> Tensor:
     float32 as torch does it, for one cell more or less shows in the result. Result: bool (images, cells).
     """
     step = torch.full((), pixels, dtype=torch.float32) / torch.full((), cells, dtype=torch.float32)
-    return torch.arange(cells, dtype=torch.float32) * step < covered[:, None]
+    return torch.arange(cells, dtype=torch.float32, device=covered.device) * step < covered[:, None]
 
 
 class MultiheadAttention(nn.Module):
@@ -352,7 +352,10 @@ class DETR(nn.Module):
 
     def fix_size(self, size: tuple[int, int]) -> None:
         """Bake the position embedding for images of `size` (height, width) in pixels; forward takes no other."""
-        rows, columns = (torch.ones(1, -(-side // self.config.stride), dtype=torch.bool) for side in size)
+        device = self.query_embed.weight.device
+        rows, columns = (
+            torch.ones(1, -(-side // self.config.stride), dtype=torch.bool, device=device) for side in size
+        )
         self.position = self.backbone[1](rows, columns).detach()
 
     def forward(self, images: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -378,11 +381,11 @@ class DETR(nn.Module):
         if self.position is not None:
             return self.position, None
         if sizes is None:
-            sizes = torch.tensor([images.shape[2:]])
+            sizes = torch.tensor([images.shape[2:]], device=images.device)
         rows = covered_cells(features.shape[2], images.shape[2], sizes[:, 0])
         columns = covered_cells(features.shape[3], images.shape[3], sizes[:, 1])
         shown = (rows[:, :, None] & columns[:, None, :]).flatten(1)[:, None, None]
-        return self.backbone[1](rows, columns), torch.zeros(()).where(shown, -math.inf)
+        return self.backbone[1](rows, columns), torch.zeros((), device=images.device).where(shown, -math.inf)
 
 
 def fold_batch_norm(model: DETR) -> DETR:

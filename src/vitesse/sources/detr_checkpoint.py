@@ -87,7 +87,7 @@ def open_detr(path: Path, given: Given | None = None, *, title: str = "") -> Tor
     """
     given = given or Given()
     given.refuse_unknown("a DETR checkpoint", "heads", "dilation")
-    _check_spec(path, given.spec)
+    check_spec(path, given.spec)
     checkpoint = read_checkpoint(path, given.settings)
     what = [describe(checkpoint.config), f"{checkpoint.config.logits - 1} classes", *checkpoint.remarks]
     decides = [sha256_of(path), path.name, dict(given.settings), given.spec.to_json() if given.spec else ""]
@@ -181,7 +181,7 @@ def infer_config(path: Path, state: Mapping[str, Tensor], *, heads: int, dilatio
 
 def network(model: DETR, given: ModelSpec | None, options: ExportOptions) -> Network:
     """Make the form of the model that the options ask for; see `open_detr`. `model` is left as it is."""
-    spec = _spec(model.config, given, options)
+    spec = export_spec(model.config, given, options)
     size = options.size or spec.preprocessing.size
     module = fold_batch_norm(model)
     module.keep_aux = options.keep_aux
@@ -204,7 +204,13 @@ def network(model: DETR, given: ModelSpec | None, options: ExportOptions) -> Net
     return Network(module, inputs, tuple(outputs), spec, axes)
 
 
-def _spec(config: DETRConfig, given: ModelSpec | None, options: ExportOptions) -> ModelSpec:
+def export_spec(config: DETRConfig, given: ModelSpec | None, options: ExportOptions) -> ModelSpec:
+    """Return `given`, else the original's evaluation, at the size of the options.
+
+    Raises:
+        UsageError: the size is too small, or larger than a learned position embedding.
+        SpecError: one size for all pictures, and the spec gives every picture another.
+    """
     if options.size is not None and min(options.size) < _LEAST_SIDE:
         raise UsageError(
             f"--size {options.size[0]}x{options.size[1]}", expected=f"at least {_LEAST_SIDE} pixels a side"
@@ -249,7 +255,8 @@ def _default_spec(config: DETRConfig, options: ExportOptions) -> ModelSpec:
     )
 
 
-def _check_spec(path: Path, spec: ModelSpec | None) -> None:
+def check_spec(path: Path, spec: ModelSpec | None) -> None:
+    """Raise SpecError for a spec that is not that of such a detector; `path` is for the text."""
     if spec is None:
         return
     if spec.task is not Task.DETECTION or spec.decode is Decode.POSTPROCESSED:

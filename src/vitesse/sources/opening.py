@@ -3,6 +3,7 @@
 model.onnx                      an ONNX file: no source to export, taken as it is
 detr.pth  .pt  .bin  .safetensors     a checkpoint of facebookresearch/detr
 ViT-B_16.npz                    a checkpoint of google-research/vision_transformer
+FOLDER                          what `save_trainable` wrote (pruned, distilled), known by its config.json
 hf:NAME  hf:FOLDER              transformers, by hub name or local folder; FOLDER alone, too
 timm:NAME                       timm
 flax:PACKAGE.MODULE:FUNCTION    the user's own JAX model
@@ -11,6 +12,7 @@ detr_resnet50                   a published model by name, see sources/named.py
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
@@ -31,9 +33,11 @@ _PREFIXES: Mapping[str, tuple[str, str]] = {
 }
 DETR = ("vitesse.sources.detr_checkpoint", "open_detr")
 VIT = ("vitesse.sources.vit_checkpoint", "open_vit")
+DETR_SUFFIXES, VIT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors"), (".npz",)
+SAVED = ("vitesse.sources.trainable", "open_saved")
 _SUFFIXES: Mapping[str, tuple[str, str]] = {
-    ".npz": VIT,
-    **dict.fromkeys((".pth", ".pt", ".bin", ".safetensors"), DETR),
+    **dict.fromkeys(VIT_SUFFIXES, VIT),
+    **dict.fromkeys(DETR_SUFFIXES, DETR),
 }
 FORMS = (
     "an .onnx file, a DETR checkpoint (.pth, .safetensors), a ViT checkpoint (.npz), hf:NAME or hf:FOLDER, "
@@ -47,6 +51,15 @@ def is_onnx(text: str | Path) -> bool:
     if _prefix(str(text)) or str(text) in NAMED or path.suffix in _SUFFIXES:
         return False
     return path.suffix == ".onnx" or (path.exists() and not (path / "config.json").is_file())
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether the folder holds a model of ours, and not one of transformers: its config.json says "vitesse"."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "vitesse" in config
 
 
 def open_source(
@@ -81,6 +94,8 @@ def open_source(
         raise _no_weights(text, weights)
     path = Path(text)
     if (path / "config.json").is_file():
+        if is_saved(path):
+            return _opened(SAVED, path, given)
         return _opened(_PREFIXES["hf"], str(path), given)
     if path.suffix in _SUFFIXES:
         if not path.is_file():

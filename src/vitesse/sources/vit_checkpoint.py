@@ -76,7 +76,7 @@ def open_vit(path: Path, given: Given | None = None, *, title: str = "") -> Torc
     """
     given = given or Given()
     given.refuse_unknown("a ViT checkpoint", "grid", "position")
-    _check_spec(path, given.spec)
+    check_spec(path, given.spec)
     checkpoint = read_checkpoint(path, given.settings)
     decides = [sha256_of(path), dict(given.settings), given.spec.to_json() if given.spec else ""]
     return TorchSource(
@@ -145,12 +145,21 @@ def build(checkpoint: Checkpoint, size: Size | None = None, *, dynamic_size: boo
     return model.eval()
 
 
+def checkpoint_of(model: ViT) -> Checkpoint:
+    """Return what `build` makes `model` of; the model has one fixed size."""
+    state = model.state_dict()
+    tokens = state.pop("position.tokens")
+    own = int(model.config.pooling is Pooling.TOKEN)
+    grid = tokens[:, own:].transpose(1, 2).reshape(1, model.config.hidden, *model.config.grid)
+    return Checkpoint(model.config, state, tokens[:, :1] if own else None, grid)
+
+
 def network(checkpoint: Checkpoint, spec: ModelSpec | None, options: ExportOptions) -> Network:
     """Make what `TorchSource` exports, at the size of the options, else of the spec, else of the checkpoint."""
     trained = checkpoint.config.size
     size = options.size or (spec.preprocessing.size if spec else trained)
     model = build(checkpoint, size, dynamic_size=options.dynamic_size)
-    spec = spec or _default_spec(size)
+    spec = spec or default_spec(size)
     spec = replace(spec, preprocessing=replace(spec.preprocessing, size=size))
     height, width = size
     if options.dynamic_size and height == width:  # so that the tracer does not take them for one dimension
@@ -181,7 +190,8 @@ def describe(config: ViTConfig) -> str:
     return f"R{depth}+{name}"
 
 
-def _default_spec(size: Size) -> ModelSpec:
+def default_spec(size: Size) -> ModelSpec:
+    """The evaluation of the original: stretched to `size` (height, width) in pixels, brought to −1..1."""
     half = (0.5, 0.5, 0.5)
     return ModelSpec(
         Task.CLASSIFICATION,
@@ -192,7 +202,8 @@ def _default_spec(size: Size) -> ModelSpec:
     )
 
 
-def _check_spec(path: Path, spec: ModelSpec | None) -> None:
+def check_spec(path: Path, spec: ModelSpec | None) -> None:
+    """Raise SpecError for a spec that is not that of such a classifier; `path` is for the text."""
     if spec is None:
         return
     if spec.task is not Task.CLASSIFICATION:
