@@ -30,6 +30,7 @@ from vitesse.serve.protocol import Signature
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.release_watch import ReleaseWatch
 from vitesse.serve.releases.breaker import Breaker
+from vitesse.serve.releases.fitting import misfit
 from vitesse.serve.releases.of_run import brought_up_to_date, initial_state
 from vitesse.serve.releases.router import Router
 from vitesse.serve.releases.sampler import DecodedSampler
@@ -210,6 +211,7 @@ def _router(
         state=StateFile(run.folder),
         initial=state,
         fullness=_fullness,
+        misfit=lambda key, feeds: misfit(variants[key].engine.inputs, feeds) if key in variants else "",
     )  # fmt: skip
     if not referenced and router.control.state.live is None:
         raise UsageError(

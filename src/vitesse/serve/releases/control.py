@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vitesse.errors import StorageError, UsageError, VitesseError
+from vitesse.serve.refusals import Refusal
 from vitesse.serve.releases.breaker import Breaker, Outcome, State
 from vitesse.serve.releases.observer import ReleaseObserver
 from vitesse.serve.releases.state import Opening, Phase, Release, ReleaseState, StateFile
@@ -59,6 +60,7 @@ class Control:
         self._changing = threading.RLock()
         self._breakers: dict[str, Breaker] = {initial.live.name: breaker} if initial.live else {}
         self._told: dict[str, str] = {}
+        self._passed_over: set[str] = set()
         self._looked = clock()
         self._state, self._initial = initial, initial
         self._read()
@@ -68,28 +70,74 @@ class Control:
         """The release state as it is applied now."""
         return self._state
 
-    def plan(self) -> Plan:
-        """Decide about one request."""
+    def plan(self, misfit: Callable[[str], str] = lambda release: "") -> Plan:
+        """Decide about one request.
+
+        Args:
+            misfit: release → why it cannot take this request, "" where it can.
+
+        Raises:
+            Refusal: 503 "not_ready": what could answer now takes other tensors.
+        """
         self._poll()
         with self._lock:
-            live, canary = self._answering(self._state.live), self._answering(self._state.canary)
-            chosen = canary is not None and self._random() < canary.share
-            if canary is not None and chosen and not canary.shadow:
-                return Plan(canary.name, "canary")
-            copied = canary.name if canary is not None and chosen else ""
-            if live is None:
-                return Plan(self.reference, self._why_not(self._state.live), copied)
-            breaker = self.breaker(live.name)
-            state = self._tell_breaker(live.name)
-            if state is State.CLOSED:
-                return Plan(live.name, "live", copied)
-            if self.reference not in self._loaded:
-                if state is State.HALF_OPEN:  # nothing could stand in for it while it is probed
-                    breaker.close()
-                return Plan(live.name, "live, as no reference is loaded to go back to", copied)
-            if state is State.HALF_OPEN and breaker.probe():
-                return Plan(self.reference, f"{live.name} is being probed: {breaker.why}", live.name, True)
-            return Plan(self.reference, f"{live.name} was rolled back: {breaker.why}", copied)
+            plan = self._wanted()
+            if plan.copy_to and misfit(plan.copy_to):
+                plan = self._without_copy(plan)
+            why = misfit(plan.release)
+            return plan if not why else self._instead(self._without_copy(plan), why, misfit)
+
+    def _wanted(self) -> Plan:
+        """Return the plan for a request that every release takes; under the lock."""
+        live, canary = self._answering(self._state.live), self._answering(self._state.canary)
+        chosen = canary is not None and self._random() < canary.share
+        if canary is not None and chosen and not canary.shadow:
+            return Plan(canary.name, "canary")
+        copied = canary.name if canary is not None and chosen else ""
+        if live is None:
+            return Plan(self.reference, self._why_not(self._state.live), copied)
+        breaker = self.breaker(live.name)
+        state = self._tell_breaker(live.name)
+        if state is State.CLOSED:
+            return Plan(live.name, "live", copied)
+        if self.reference not in self._loaded:
+            if state is State.HALF_OPEN:  # nothing could stand in for it while it is probed
+                breaker.close()
+            return Plan(live.name, "live, as no reference is loaded to go back to", copied)
+        if state is State.HALF_OPEN and breaker.probe():
+            return Plan(self.reference, f"{live.name} is being probed: {breaker.why}", live.name, True)
+        return Plan(self.reference, f"{live.name} was rolled back: {breaker.why}", copied)
+
+    def _instead(self, plan: Plan, why: str, misfit: Callable[[str], str]) -> Plan:
+        """Return a plan with another release that is trusted and takes the request; under the lock."""
+        self._pass_over(plan.release, why)
+        instead = f"{plan.release} does not take these tensors: {why}"
+        live, previous = self._state.live, self._state.in_phase(Phase.PREVIOUS)
+        for trusted in filter(None, map(self._answering, (live, previous))):
+            if not misfit(trusted.name) and self._tell_breaker(trusted.name) is State.CLOSED:
+                return Plan(trusted.name, "live" if trusted is live else instead)
+        if self.reference in self._loaded and not misfit(self.reference):
+            return Plan(self.reference, instead)
+        raise Refusal(
+            503,
+            "not_ready",
+            f"{instead}, and nothing else may answer now ({plan.why}). Send the image itself, which is made to fit "
+            "each release; or start the server again: it then describes the tensors of what is live",
+            {"Retry-After": "5"},
+        )
+
+    def _without_copy(self, plan: Plan) -> Plan:
+        if plan.probe:
+            self.breaker(plan.copy_to).give_up_probe()
+        return replace(plan, copy_to="", probe=False)
+
+    def _pass_over(self, release: str, why: str) -> None:
+        """Say once that a release is not given tensors: a line a request would fill the log."""
+        if release not in self._passed_over:
+            self._passed_over.add(release)
+            self._observer.release_noted(
+                release, "passed over", f"{why}; such requests are answered by another"
+            )
 
     def breaker(self, release: str) -> Breaker:
         """Return a release's breaker; hold no reference to it across requests."""

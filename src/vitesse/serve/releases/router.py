@@ -26,6 +26,7 @@ from vitesse.serve.releases.state import ReleaseState, StateFile
 from vitesse.serve.work import Arrays, Executed, Executor, Work
 
 FeedsOf = Callable[[str], Arrays]
+Misfit = Callable[[str, Arrays], str]
 # Refusals that say something about the release; the others are about the request or the load.
 _FAULTS = frozenset({"backend", "internal"})
 
@@ -51,6 +52,7 @@ class Router:
         state: RUN/serving.json; initial: what is written there first (default: `live` alone).
         wall: seconds since 1970, for the file. poll_s: how often the file is looked at, at most.
         fullness: share of an executor's queue that is taken, 0..1.
+        misfit: release and feeds → why it does not take them, "" where it does; see `releases.fitting`.
     """
 
     def __init__(
@@ -69,10 +71,11 @@ class Router:
         wall: Callable[[], float] = time.time,
         poll_s: float = 1.0,
         fullness: Callable[[Executor], float] | None = None,
+        misfit: Misfit = lambda release, feeds: "",
     ) -> None:
         self._executors = dict(executors)
         self._sampler, self._observer = sampler, observer or Unobserved()
-        self._clock, self._fullness = clock, fullness or fullness_of
+        self._clock, self._fullness, self._misfit = clock, fullness or fullness_of, misfit
         self.control = Control(
             reference, alone(live) if initial is None else initial, self._executors, breaker, state, clock, wall,
             random, self._observer, poll_s,
@@ -91,12 +94,13 @@ class Router:
 
         Args:
             feeds_of: release → the same request's feeds as that release takes them; needed only where one is fed
-                otherwise than the live release, such as with smaller images.
+                otherwise than the live release, such as with smaller images. Without it a release that does not
+                take these feeds is passed over: another one answers, and no copy is run.
 
         Raises:
-            Refusal: 503 "queue_full" at once, as the executor that was to run it.
+            Refusal: 503 "queue_full" at once, as the executor that was to run it; "not_ready": none takes the feeds.
         """
-        flight = _Flight(self, work, feeds_of, self.control.plan())
+        flight = _Flight(self, work, feeds_of, self.control.plan(self._misfit_of(work, feeds_of)))
         flight.start()
         return flight.answer
 
@@ -130,6 +134,10 @@ class Router:
         executor.submit(work)
         work.done.add_done_callback(then)
 
+    def _misfit_of(self, work: Work, feeds_of: FeedsOf | None) -> Callable[[str], str]:
+        """What is fed to each release as it wants fits each."""
+        return lambda release: self._misfit(release, work.feeds) if feeds_of is None else ""
+
     def roomy(self) -> bool:
         """Whether copies may run: every queue is at most half full, because releases share processor and GPU."""
         return all(self._fullness(executor) <= 0.5 for executor in list(self._executors.values()))
@@ -140,6 +148,7 @@ class _Flight:
 
     def __init__(self, router: Router, work: Work, feeds_of: FeedsOf | None, plan: Plan) -> None:
         self._router, self._work, self._feeds_of, self._plan = router, work, feeds_of, plan
+        self._misfit = router._misfit_of(work, feeds_of)
         self._sampler, self._observer = router._sampler, router._observer
         self._control, self._reference = router.control, router.control.reference
         self._running = work
@@ -223,6 +232,8 @@ class _Flight:
             self._control.record(self._plan.release, failed)
             return
         try:
+            if why := self._misfit(self._reference):
+                raise Refusal(503, "backend", f"{why}; send the image itself", {"Retry-After": "5"})
             self._router.run(self._reference, again, self._ended)
         except Refusal as refusal:
             self._control.record(self._plan.release, failed)
@@ -255,7 +266,8 @@ class _Flight:
     def _copy(self, served_by: str, executed: Executed) -> None:
         """Run copies where the plan or the sampler wants some: a probe, a shadow, the reference for comparison."""
         wanted = [(self._plan.copy_to, self._plan.copy_to)] if self._plan.copy_to else []
-        if served_by != self._reference and self._sampler.compared():
+        comparable = served_by != self._reference and not self._misfit(self._reference)
+        if comparable and self._sampler.compared():
             wanted.append((served_by, self._reference))
         for release, target in wanted:
             if not self._router.roomy():
