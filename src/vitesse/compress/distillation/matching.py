@@ -1,0 +1,126 @@
+"""Which query stands for which object: the cheapest one-to-one assignment, found for many images at once.
+
+    predictions, targets ──▶ costs, on the device ──copy──▶ host: SciPy, one problem after the other ──▶ pairs, on the device
+
+The costs of all images and all decoder layers are one tensor, and it crosses to the host once. The copy is begun and
+waited for apart (`begin`, `Pending.pairs`), so that a GPU computes something else, such as the teacher, meanwhile.
+SciPy holds the interpreter's lock while it solves, so that threads would gain nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from vitesse.compress.distillation.overlap import generalised_iou
+
+# What a pair costs, by part: those of DETR.
+CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
+
+
+class NotFinite(ArithmeticError):
+    """A cost is NaN or infinite: the network has diverged."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Who was given to whom; each (n,) int64 on the device of the costs.
+
+    Args:
+        layer: index of the decoder layer.
+        image: index in the batch.
+        row: the query that predicts.
+        column: the target.
+    """
+
+    layer: Tensor
+    image: Tensor
+    row: Tensor
+    column: Tensor
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Costs on their way to the host; see `begin`."""
+
+    costs: Tensor
+    columns: Sequence[int]
+    device: torch.device
+    arrived: torch.cuda.Event | None
+
+    def pairs(self) -> Pairs:
+        """Wait for the costs and solve. Raises NotFinite where one that counts is no number."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        found = assign(self.costs.numpy(), self.columns)
+        layer, image, row, column = torch.from_numpy(found).to(self.device, non_blocking=True)
+        return Pairs(layer, image, row, column)
+
+
+def begin(costs: Tensor, columns: Sequence[int]) -> Pending:
+    """Send costs to the host without waiting for them.
+
+    Args:
+        costs: (layers, images, rows, columns) float32.
+        columns: of each image, how many of the columns are targets; those behind are padding.
+    """
+    costs = costs.detach()
+    if costs.device.type != "cuda":
+        return Pending(costs.cpu(), columns, costs.device, None)
+    host = torch.empty(costs.shape, dtype=costs.dtype, pin_memory=True)
+    host.copy_(costs, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return Pending(host, columns, costs.device, arrived)
+
+
+def assign(costs: NDArray[np.float32], columns: Sequence[int]) -> NDArray[np.int64]:
+    """Solve every image of every layer; returns (4, n): layer, image, row, column of each pair, rows ascending.
+
+    The smaller of rows and columns is given away completely.
+
+    Args:
+        costs: (layers, images, rows, columns).
+        columns: as in `begin`.
+
+    Raises:
+        NotFinite: a cost that counts is NaN or infinite.
+    """
+    found = []
+    for layer, images in enumerate(costs):
+        for image, (matrix, count) in enumerate(zip(images, columns, strict=True)):
+            if not np.isfinite(matrix[:, :count]).all():
+                raise NotFinite(f"a matching cost of layer {layer}, image {image} is NaN or infinite")
+            rows, taken = linear_sum_assignment(matrix[:, :count])
+            where = np.repeat([[layer], [image]], len(rows), axis=1)
+            found.append(np.concatenate([where, rows[None], taken[None]]))
+    return np.concatenate(found, axis=1, dtype=np.int64) if found else np.zeros((4, 0), np.int64)
+
+
+def truth_costs(logits: Tensor, boxes: Tensor, labels: Tensor, places: Tensor) -> Tensor:
+    """What it costs to give a query to a labelled object (DETR, section 3.1).
+
+    Args:
+        logits: (layers, images, queries, classes + 1).
+        boxes: (layers, images, queries, 4) cxcywh, 0..1.
+        labels: (images, objects) int64.
+        places: (images, objects, 4) cxcywh, 0..1.
+
+    Returns:
+        (layers, images, queries, objects): −probability + 5 · L1 − 2 · GIoU.
+    """
+    chosen = labels[None, :, None].expand(len(logits), -1, logits.shape[2], -1)
+    likely = logits.softmax(dim=3).gather(3, chosen)
+    return box_costs(boxes, places[None]) - CLASS_COST * likely
+
+
+def box_costs(boxes: Tensor, places: Tensor) -> Tensor:
+    """Compare boxes (…, rows, 4) with (…, columns, 4), cxcywh: 5 · L1 − 2 · GIoU, (…, rows, columns)."""
+    one, other = boxes[..., :, None, :], places[..., None, :, :]
+    return L1_COST * (one - other).abs().sum(-1) - GIOU_COST * generalised_iou(one, other)
