@@ -12,7 +12,7 @@ from shared_data import shared
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[torch]'")
 
 from sources.detr_models import BASIC, TINY, padded, random_detr  # noqa: E402
-from vitesse.sources import detr  # noqa: E402
+from vitesse.sources import detr, detr_position  # noqa: E402
 from vitesse.sources.detr_checkpoint import load_detr  # noqa: E402
 
 SIZES = [(90, 128), (55, 101), (33, 70)]
@@ -58,9 +58,7 @@ def test_the_trained_checkpoint_gives_the_published_outputs_of_all_six_layers() 
 
 
 def test_sine_position_of_one_cell_is_the_formula_by_hand() -> None:
-    position = detr.SinePosition(replace(TINY, hidden=8))(
-        *(torch.ones(1, n, dtype=torch.bool) for n in (1, 2))
-    )
+    position = detr_position.SinePosition(8)(*(torch.ones(1, n, dtype=torch.bool) for n in (1, 2)))
     # y of the only row is 2π·1/(1 + 1e-6) ≈ 2π: sine ≈ 0, cosine ≈ 1; x of the first of two columns is ≈ π.
     np.testing.assert_allclose(position[0, 0, :2].numpy(), [0.0, 1.0], atol=1e-5)
     np.testing.assert_allclose(position[0, 0, 4:6].numpy(), [0.0, -1.0], atol=1e-5)
@@ -70,7 +68,7 @@ def test_positions_of_a_padded_image_are_the_running_sums_of_the_original() -> N
     sizes, cells = [(90, 128), (40, 100)], (3, 4)
     shown = originals_mask(sizes, CANVAS, cells)
     rows, columns = shown[:, :, 0], shown[:, 0, :]
-    found = detr.SinePosition(TINY)(rows, columns).view(2, *cells, TINY.hidden)
+    found = detr_position.SinePosition(TINY.hidden)(rows, columns).view(2, *cells, TINY.hidden)
     exponents = 2 * (torch.arange(16) // 2) / 16
     halves = []
     for axis in (1, 2):
@@ -89,7 +87,7 @@ def test_covered_cells_are_those_of_torchs_nearest_neighbour_reduction_at_every_
             covered = torch.arange(1, pixels + 1)
             masks = (torch.arange(pixels) < covered[:, None]).float()
             wanted = torch.nn.functional.interpolate(masks[None], size=cells)[0].bool()
-            assert torch.equal(detr.covered_cells(cells, pixels, covered), wanted), (pixels, cells)
+            assert torch.equal(detr_position.covered_cells(cells, pixels, covered), wanted), (pixels, cells)
 
 
 @pytest.mark.parametrize(

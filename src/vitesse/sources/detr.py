@@ -7,8 +7,7 @@ Only the last decoder layer feeds the heads: the auxiliary heads exist for train
 with its trailing index −1 is what some runtimes get wrong. `keep_aux` builds them as the original does, to compare.
 
 A model exported for one size has its position embedding baked in. For any size the position embedding and the mask of
-the padding are computed from the size of each image, in closed form: the original's running sums over a mask of pixels
-are what TensorRT miscompiles.
+the padding are computed from the size of each image; see `detr_position`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitesse.sources.detr_position import LearnedPosition, SinePosition, covered_cells
+
+BODY = "backbone.0.body."
+
 
 @dataclass(frozen=True)
 class DETRConfig:
@@ -30,7 +33,7 @@ class DETRConfig:
 
     Args:
         stem: channels of the first convolution.
-        widths: channels of the 3×3 convolutions of the four stages.
+        widths: channels inside the blocks of the four stages: of all convolutions of a block but the last.
         channels: output channels of the four stages.
         depths: blocks of the four stages.
         bottleneck: blocks of 1×1, 3×3 and 1×1 convolutions (ResNet-50 and larger), else of two 3×3 (18, 34).
@@ -39,6 +42,10 @@ class DETRConfig:
         logits: classes and no-object.
         pre_norm: LayerNorm before attention and feed-forward instead of after, and one more after the encoder.
         learned_cells: rows and columns of a learned position embedding; 0: sine.
+        uneven: parts of another size than the rest, as pruning leaves them, (name, units): a convolution
+            "backbone.0.body.layer1.0.conv2" or the first one, "backbone.0.body.conv1" (channels), a stage
+            "backbone.0.body.layer1" (output channels), "transformer.encoder.layers.0.linear1" (features) or
+            "transformer.encoder.layers.0.self_attn" (heads of hidden / heads features each).
     """
 
     stem: int
@@ -57,6 +64,16 @@ class DETRConfig:
     dilation: bool = False
     pre_norm: bool = False
     learned_cells: int = 0
+    uneven: tuple[tuple[str, int], ...] = ()
+
+    def units(self, part: str, regular: int) -> int:
+        """Return the units of a part by name: `regular`, where it is not `uneven`."""
+        return dict(self.uneven).get(part, regular)
+
+    @property
+    def head_size(self) -> int:
+        """Features of an attention head."""
+        return self.hidden // self.heads
 
     @property
     def stride(self) -> int:
@@ -88,22 +105,38 @@ class FrozenBatchNorm(nn.Module):
 class Block(nn.Module):
     """1×1, 3×3, 1×1 convolutions (bottleneck) or two 3×3 (basic); the first 3×3 has the stride."""
 
-    def __init__(self, config: DETRConfig, stage: int, channels: int, stride: int, dilation: int) -> None:
+    def __init__(self, config: DETRConfig, stage: int, index: int) -> None:
         super().__init__()
-        width, out = config.widths[stage], config.channels[stage]
-        before = width if config.bottleneck else channels
-        strided = nn.Conv2d(before, width, 3, stride, dilation, dilation, config.groups, bias=False)
+        name, regular = f"{BODY}layer{stage + 1}", (config.stem, *config.channels)
+        dilated, first = config.dilation and stage == 3, index == 0
+        stride = 2 if first and stage > 0 and not dilated else 1
+        # The first block of a dilated stage keeps the dilation of the stage before it, as in torchvision.
+        dilation = 2 if dilated and not first else 1
+        out = config.units(name, config.channels[stage])
+        before = f"{BODY}layer{stage}" if stage else f"{BODY}conv1"
+        channels = config.units(before, regular[stage]) if first else out
+        width, *more = (
+            config.units(f"{name}.{index}.conv{number}", config.widths[stage])
+            for number in range(1, 3 if config.bottleneck else 2)
+        )
         if config.bottleneck:
-            first, last = nn.Conv2d(channels, width, 1, bias=False), nn.Conv2d(width, out, 1, bias=False)
-            convolutions = [first, strided, last]
+            convolutions = [
+                nn.Conv2d(channels, width, 1, bias=False),
+                nn.Conv2d(width, more[0], 3, stride, dilation, dilation, config.groups, bias=False),
+                nn.Conv2d(more[0], out, 1, bias=False),
+            ]
         else:
-            convolutions = [strided, nn.Conv2d(width, out, 3, padding=1, bias=False)]
-        for index, convolution in enumerate(convolutions, start=1):
-            self.add_module(f"conv{index}", convolution)
-            self.add_module(f"bn{index}", FrozenBatchNorm(convolution.out_channels))
+            convolutions = [
+                nn.Conv2d(channels, width, 3, stride, dilation, dilation, bias=False),
+                nn.Conv2d(width, out, 3, padding=1, bias=False),
+            ]
+        for number, convolution in enumerate(convolutions, start=1):
+            self.add_module(f"conv{number}", convolution)
+            self.add_module(f"bn{number}", FrozenBatchNorm(convolution.out_channels))
         self.convolutions = len(convolutions)
         self.downsample = None
-        if stride != 1 or channels != out:
+        # By the regular sizes: pruning may make the two equal, and the projection is there all the same.
+        if stride != 1 or (first and regular[stage] != regular[stage + 1]):
             shortcut = nn.Conv2d(channels, out, 1, stride, bias=False)
             self.downsample = nn.Sequential(shortcut, FrozenBatchNorm(out))
 
@@ -121,16 +154,10 @@ class ResNet(nn.Module):
 
     def __init__(self, config: DETRConfig) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, config.stem, 7, 2, 3, bias=False), FrozenBatchNorm(config.stem)
-        channels = config.stem
-        for stage in range(4):
-            dilated = config.dilation and stage == 3
-            blocks = []
-            for index in range(config.depths[stage]):
-                stride = 2 if index == 0 and stage > 0 and not dilated else 1
-                # The first block of a dilated stage keeps the dilation of the stage before it, as in torchvision.
-                blocks.append(Block(config, stage, channels, stride, 2 if dilated and index > 0 else 1))
-                channels = config.channels[stage]
+        stem = config.units(f"{BODY}conv1", config.stem)
+        self.conv1, self.bn1 = nn.Conv2d(3, stem, 7, 2, 3, bias=False), FrozenBatchNorm(stem)
+        for stage, depth in enumerate(config.depths):
+            blocks = (Block(config, stage, index) for index in range(depth))
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,75 +168,20 @@ class ResNet(nn.Module):
         return x
 
 
-class SinePosition(nn.Module):
-    """Fixed position embedding (DETR, appendix A.4).
-
-    Cell i of an axis whose first n cells show the image sits at 2π · (i + 1) / (n + 1e-6); temperature 10000.
-    """
-
-    def __init__(self, config: DETRConfig) -> None:
-        super().__init__()
-        features = config.hidden // 2
-        exponents = 2 * torch.arange(features // 2, dtype=torch.float32) / features
-        self.register_buffer("frequencies", 10000**exponents, persistent=False)
-
-    def forward(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return (images, rows · columns, hidden), the features of y first.
-
-        `rows` and `columns`: bool (images, cells of the axis), whether they show the image; those that do are first.
-        """
-        return torch.cat(on_grid(self._axis(rows), self._axis(columns)), dim=3).flatten(1, 2)
-
-    def _axis(self, covered: Tensor) -> Tensor:
-        cells = torch.arange(1, covered.shape[1] + 1, dtype=torch.float32, device=covered.device)
-        place = cells / (covered.float().sum(1, keepdim=True) + 1e-6) * (2 * math.pi)
-        angle = place[:, :, None] / self.get_buffer("frequencies")
-        return torch.stack([angle.sin(), angle.cos()], dim=3).flatten(2)
-
-
-class LearnedPosition(nn.Module):
-    """One learned vector a row and one a column, counted over the padding too."""
-
-    def __init__(self, config: DETRConfig) -> None:
-        super().__init__()
-        self.row_embed = nn.Embedding(config.learned_cells, config.hidden // 2)
-        self.col_embed = nn.Embedding(config.learned_cells, config.hidden // 2)
-
-    def forward(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return (1, rows · columns, hidden), the features of x first; arguments as in SinePosition."""
-        y, x = (
-            embedding(torch.arange(covered.shape[1], device=covered.device))[None]
-            for embedding, covered in ((self.row_embed, rows), (self.col_embed, columns))
-        )
-        return torch.cat(on_grid(y, x)[::-1], dim=3).flatten(1, 2)
-
-
-def on_grid(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Repeat (images, rows, n) along the columns and (images, columns, n) along the rows."""
-    rows, columns = y.shape[1], x.shape[1]
-    return y[:, :, None].expand(-1, -1, columns, -1), x[:, None].expand(-1, rows, -1, -1)
-
-
-def covered_cells(cells: int, pixels: int, covered: Tensor) -> Tensor:
-    """Return which `cells` of an axis of `pixels` show the image that covers the first `covered`, int64 (images,).
-
-    Cell i stands for pixel ⌊i · pixels / cells⌋, the nearest-neighbour reduction of the original's mask. Rounded in
-    float32 as torch does it, for one cell more or less shows in the result. Result: bool (images, cells).
-    """
-    step = torch.full((), pixels, dtype=torch.float32) / torch.full((), cells, dtype=torch.float32)
-    return torch.arange(cells, dtype=torch.float32, device=covered.device) * step < covered[:, None]
-
-
 class MultiheadAttention(nn.Module):
-    """Attention over (batch, tokens, hidden) with packed projection weights, named as in torch.nn."""
+    """Attention over (batch, tokens, hidden) with packed projection weights, named as in torch.nn.
 
-    def __init__(self, config: DETRConfig) -> None:
+    The inner width is heads · head size: less than hidden where heads were pruned.
+    """
+
+    def __init__(self, config: DETRConfig, name: str) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * config.hidden, config.hidden))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * config.hidden))
+        self.heads = config.units(name, config.heads)
+        inner = self.heads * config.head_size
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * inner, config.hidden))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * inner))
         nn.init.xavier_uniform_(self.in_proj_weight)
-        self.out_proj = nn.Linear(config.hidden, config.hidden)
+        self.out_proj = nn.Linear(inner, config.hidden)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return (batch, query tokens, hidden).
@@ -217,9 +189,9 @@ class MultiheadAttention(nn.Module):
         `mask` is added to the scores, float (batch, 1, 1, key tokens). A query of batch 1
         serves keys of any batch; it is repeated behind its projection, which thus can be folded to a constant.
         """
-        hidden, projected = query.shape[2], []
+        inner, projected = self.out_proj.in_features, []
         for index, x in enumerate((query, key, value)):
-            part = slice(index * hidden, (index + 1) * hidden)
+            part = slice(index * inner, (index + 1) * inner)
             y = F.linear(x, self.in_proj_weight[part], self.in_proj_bias[part])
             if x.shape[0] != key.shape[0]:
                 y = y.expand(key.shape[0], -1, -1)
@@ -234,12 +206,13 @@ class MultiheadAttention(nn.Module):
 class Layer(nn.Module):
     """What encoder and decoder layers share: the feed-forward, and where the norms stand."""
 
-    def __init__(self, config: DETRConfig) -> None:
+    def __init__(self, config: DETRConfig, name: str) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.self_attn = MultiheadAttention(config)
-        self.linear1 = nn.Linear(config.hidden, config.feedforward)
-        self.linear2 = nn.Linear(config.feedforward, config.hidden)
+        self.self_attn = MultiheadAttention(config, f"{name}.self_attn")
+        width = config.units(f"{name}.linear1", config.feedforward)
+        self.linear1 = nn.Linear(config.hidden, width)
+        self.linear2 = nn.Linear(width, config.hidden)
         self.norm1, self.norm2 = nn.LayerNorm(config.hidden), nn.LayerNorm(config.hidden)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -266,9 +239,9 @@ class EncoderLayer(Layer):
 class DecoderLayer(Layer):
     """Self-attention among queries, cross-attention to the memory, feed-forward."""
 
-    def __init__(self, config: DETRConfig) -> None:
-        super().__init__(config)
-        self.multihead_attn = MultiheadAttention(config)
+    def __init__(self, config: DETRConfig, name: str) -> None:
+        super().__init__(config, name)
+        self.multihead_attn = MultiheadAttention(config, f"{name}.multihead_attn")
         self.norm3 = nn.LayerNorm(config.hidden)
 
     def forward(self, x: Tensor, query: Tensor, memory: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
@@ -290,7 +263,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: DETRConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        names = (f"transformer.encoder.layers.{index}" for index in range(config.encoder_layers))
+        self.layers = nn.ModuleList(EncoderLayer(config, name) for name in names)
         self.norm = nn.LayerNorm(config.hidden) if config.pre_norm else None
 
     def forward(self, x: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
@@ -305,7 +279,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DETRConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        names = (f"transformer.decoder.layers.{index}" for index in range(config.decoder_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, name) for name in names)
         self.norm = nn.LayerNorm(config.hidden)
 
     def forward(self, query: Tensor, memory: Tensor, place: Tensor, mask: Tensor | None) -> list[Tensor]:
@@ -341,7 +316,8 @@ class DETR(nn.Module):
     def __init__(self, config: DETRConfig, *, keep_aux: bool = False) -> None:
         super().__init__()
         self.config, self.keep_aux = config, keep_aux
-        position = LearnedPosition(config) if config.learned_cells else SinePosition(config)
+        cells = config.learned_cells
+        position = LearnedPosition(config.hidden, cells) if cells else SinePosition(config.hidden)
         self.backbone = nn.ModuleList([nn.ModuleDict({"body": ResNet(config)}), position])
         self.input_proj = nn.Conv2d(config.channels[-1], config.hidden, 1)
         self.transformer = nn.ModuleDict({"encoder": Encoder(config), "decoder": Decoder(config)})

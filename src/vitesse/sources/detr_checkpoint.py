@@ -18,14 +18,14 @@ from torch import Tensor
 
 from vitesse.errors import ModelError, SpecError, UsageError
 from vitesse.export.torch_onnx import Network, TorchSource
-from vitesse.sources.detr import DETR, DETRConfig, fold_batch_norm
+from vitesse.sources.detr import BODY, DETR, DETRConfig, fold_batch_norm
+from vitesse.sources.detr_parts import uneven_parts
 from vitesse.sources.preset import read_preset
 from vitesse.sources.source import ExportOptions, Given
 from vitesse.sources.torch_weights import Weights, read_weights
 from vitesse.spec import Decode, ModelSpec, Resize, Task, spec_from_mapping
 from vitesse.storage import sha256_of
 
-_BODY = "backbone.0.body."
 # DETR is evaluated with the short side at 800 and the long one at most 1333; 800×1066 is that for a 4:3 photo.
 _FIXED_SIZE, _OPEN_SIZE = (800, 1066), (800, 1333)
 _LEAST_SIDE = 32
@@ -131,7 +131,7 @@ def describe(config: DETRConfig) -> str:
     usual = config.stem == 64 and config.groups == 1 and config.widths == (64, 128, 256, 512)
     depths = "+".join(map(str, config.depths))
     backbone = _DEPTHS.get((config.bottleneck, config.depths), "") if usual else ""
-    return f"DETR, {backbone or f'ResNet of {depths} blocks'}{' DC5' if config.dilation else ''}"
+    return f"DETR, {backbone or f'ResNet of {depths} blocks'}{' DC5' if config.dilation else ''}{', pruned' if config.uneven else ''}"
 
 
 def infer_config(path: Path, state: Mapping[str, Tensor], *, heads: int, dilation: bool) -> DETRConfig:
@@ -152,13 +152,13 @@ def infer_config(path: Path, state: Mapping[str, Tensor], *, heads: int, dilatio
             )
         return state[name].shape[axis]
 
-    stages = [f"{_BODY}layer{stage}." for stage in range(1, 5)]
+    stages = [f"{BODY}layer{stage}." for stage in range(1, 5)]
     bottleneck = f"{stages[0]}0.conv3.weight" in state
     strided, last = ("conv2", "conv3") if bottleneck else ("conv1", "conv2")
     widths = tuple(side(f"{stage}0.{strided}.weight") for stage in stages)
     rows = "backbone.1.row_embed.weight"
     config = DETRConfig(
-        stem=side(f"{_BODY}conv1.weight"),
+        stem=side(f"{BODY}conv1.weight"),
         widths=widths,
         channels=tuple(side(f"{stage}0.{last}.weight") for stage in stages),
         depths=tuple(count(rf"{re.escape(stage)}(\d+)\.") for stage in stages),
@@ -176,7 +176,7 @@ def infer_config(path: Path, state: Mapping[str, Tensor], *, heads: int, dilatio
         learned_cells=side(rows) if rows in state else 0,
     )
     _check_config(path, config)
-    return config
+    return replace(config, uneven=uneven_parts(config, state))
 
 
 def network(model: DETR, given: ModelSpec | None, options: ExportOptions) -> Network:

@@ -79,13 +79,13 @@ def open_trainable(text: str | Path, given: Given | None = None) -> Trainable:
         given.refuse_unknown("a DETR checkpoint", "heads", "dilation")
         detr_checkpoint.check_spec(path, given.spec)
         checkpoint = detr_checkpoint.read_checkpoint(path, given.settings)
-        return _detr(checkpoint.config, checkpoint.state, given.spec)
+        return _built(checkpoint.config, checkpoint.state, given.spec)
     if path.suffix in VIT_SUFFIXES and path.is_file():
         given.refuse_unknown("a ViT checkpoint", "grid", "position")
         vit_checkpoint.check_spec(path, given.spec)
         size = given.spec.preprocessing.size if given.spec else None
         model = vit_checkpoint.build(vit_checkpoint.read_checkpoint(path, given.settings), size)
-        return _vit(model.config, model.state_dict(), given.spec)
+        return _built(model.config, model.state_dict(), given.spec)
     raise UsageError(
         f"{text}: its weights cannot be trained here",
         expected=_CAN_BE_TRAINED,
@@ -95,17 +95,15 @@ def open_trainable(text: str | Path, given: Given | None = None) -> Trainable:
     )
 
 
-def with_module(
+def with_weights(
     trainable: Trainable, config: DETRConfig | ViTConfig, state: Mapping[str, Tensor]
 ) -> Trainable:
-    """Return a network of other sizes with these weights, fed and read as `trainable` is.
+    """Return a network of other sizes with a copy of these weights, fed and read as `trainable` is.
 
     Raises:
         RuntimeError: `state` has not exactly the names and shapes of `config`.
     """
-    if isinstance(config, DETRConfig):
-        return _detr(config, state, trainable.spec)
-    return _vit(config, state, trainable.spec)
+    return _built(config, {name: tensor.detach().clone() for name, tensor in state.items()}, trainable.spec)
 
 
 def save_trainable(trainable: Trainable, folder: Path) -> Path:
@@ -155,18 +153,16 @@ def open_saved(folder: Path, given: Given | None = None) -> TorchSource:
     )
 
 
-def _detr(config: DETRConfig, state: Mapping[str, Tensor], given: ModelSpec | None) -> Trainable:
+def _built(config: DETRConfig | ViTConfig, state: Mapping[str, Tensor], given: ModelSpec | None) -> Trainable:
+    if isinstance(config, ViTConfig):
+        vit = ViT(config)
+        vit.load_state_dict(state, assign=True)
+        return Trainable("vit", config, _ready(vit), given or vit_checkpoint.default_spec(config.size))
     spec = detr_checkpoint.export_spec(config, given, ExportOptions())
-    module = DETR(config, keep_aux=True)
-    module.load_state_dict(state, assign=True)
-    module.fix_size(spec.preprocessing.size)
-    return Trainable("detr", config, _ready(module), spec)
-
-
-def _vit(config: ViTConfig, state: Mapping[str, Tensor], given: ModelSpec | None) -> Trainable:
-    module = ViT(config)
-    module.load_state_dict(state, assign=True)
-    return Trainable("vit", config, _ready(module), given or vit_checkpoint.default_spec(config.size))
+    detr = DETR(config, keep_aux=True)
+    detr.load_state_dict(state, assign=True)
+    detr.fix_size(spec.preprocessing.size)
+    return Trainable("detr", config, _ready(detr), spec)
 
 
 def _ready(module: nn.Module) -> nn.Module:
@@ -177,10 +173,8 @@ def _read_folder(folder: Path, given: Given) -> Trainable:
     given.refuse_unknown("a folder written by Vitesse")
     path = folder / CONFIG
     described = json.loads(path.read_bytes())
-    readers = {"detr": (_detr, DETRConfig), "vit": (_vit, ViTConfig)}
     try:
-        build, kind = readers[described["vitesse"]]
-        config = _config(kind, described["config"])
+        config = _READERS[described["vitesse"]](described["config"])
         spec, recorded = spec_from_mapping(described["spec"]), described["weights_sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
@@ -198,10 +192,10 @@ def _read_folder(folder: Path, given: Given) -> Trainable:
             fix="run the command that made the folder again",
         )
     if given.spec is not None:
-        check = detr_checkpoint.check_spec if kind is DETRConfig else vit_checkpoint.check_spec
-        check(folder, given.spec)
+        check = detr_checkpoint if isinstance(config, DETRConfig) else vit_checkpoint
+        check.check_spec(folder, given.spec)
     try:
-        return build(config, state, given.spec or spec)
+        return _built(config, state, given.spec or spec)
     except RuntimeError as error:
         raise ModelError(
             f"the weights in {folder} do not fit its {CONFIG}: {str(error).splitlines()[-1].strip()}",
@@ -210,14 +204,18 @@ def _read_folder(folder: Path, given: Given) -> Trainable:
         ) from error
 
 
-def _config(kind: type[Any], raw: Mapping[str, Any]) -> Any:
-    """JSON → DETRConfig or ViTConfig; raises TypeError for unknown or missing keys, ValueError for a wrong value."""
+def _detr_config(raw: Mapping[str, Any]) -> DETRConfig:
+    return DETRConfig(**{name: _tuples(value) for name, value in raw.items()})
+
+
+def _vit_config(raw: Mapping[str, Any]) -> ViTConfig:
     values = {name: _tuples(value) for name, value in raw.items()}
-    if kind is ViTConfig:
-        values["pooling"] = Pooling(values["pooling"])
-        stem = raw["stem"]
-        values["stem"] = StemConfig(stem["width"], tuple(stem["depths"])) if stem else None
-    return kind(**values)
+    stem = raw["stem"] and StemConfig(raw["stem"]["width"], tuple(raw["stem"]["depths"]))
+    return ViTConfig(**{**values, "pooling": Pooling(values["pooling"]), "stem": stem})
+
+
+# By the value of "vitesse" in a config.json; they raise TypeError or KeyError for keys, ValueError for values.
+_READERS = {"detr": _detr_config, "vit": _vit_config}
 
 
 def _tuples(value: Any) -> Any:

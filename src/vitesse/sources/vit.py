@@ -42,6 +42,8 @@ class ViTConfig:
         stem: the ResNet of a hybrid.
         dynamic_size: take images of any multiple of `stride`; `size` is then what the position embedding was trained
             for, and it is resized in the graph.
+        uneven: parts of another size than the rest, as pruning leaves them, (name, units): "blocks.0.attention",
+            "pool.attention" (heads of hidden / heads features each), "blocks.0.mlp.dense1", "pool.mlp.dense1".
     """
 
     size: Size
@@ -55,6 +57,16 @@ class ViTConfig:
     representation: int | None = None
     stem: StemConfig | None = None
     dynamic_size: bool = False
+    uneven: tuple[tuple[str, int], ...] = ()
+
+    def units(self, part: str, regular: int) -> int:
+        """Return the units of a part by name: `regular`, where it is not `uneven`."""
+        return dict(self.uneven).get(part, regular)
+
+    @property
+    def head_size(self) -> int:
+        """Features of an attention head."""
+        return self.hidden // self.heads
 
     @property
     def stride(self) -> int:
@@ -83,7 +95,7 @@ class ViT(nn.Module):
         channels = config.stem.channels if config.stem else 3
         self.embedding = nn.Conv2d(channels, config.hidden, config.patch, config.patch)
         self.position = ResizedPosition(config) if config.dynamic_size else FixedPosition(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, f"blocks.{index}") for index in range(config.layers))
         self.norm = nn.LayerNorm(config.hidden, eps=1e-6)
         if config.pooling is Pooling.MAP:
             self.pool = AttentionPool(config)
@@ -173,12 +185,16 @@ def sine_position(size: Size, hidden: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention: queries from `x` (batch, q, hidden), keys and values from `memory` (batch, k, hidden)."""
+    """Multi-head attention: queries from `x` (batch, q, hidden), keys and values from `memory` (batch, k, hidden).
 
-    def __init__(self, hidden: int, heads: int) -> None:
+    `inner` is the width of all heads together: less than `hidden` where heads were pruned.
+    """
+
+    def __init__(self, hidden: int, heads: int, inner: int | None = None) -> None:
         super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.out = (nn.Linear(hidden, hidden) for _ in range(4))
+        self.heads, inner = heads, inner or hidden
+        self.query, self.key, self.value = (nn.Linear(hidden, inner) for _ in range(3))
+        self.out = nn.Linear(inner, hidden)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         """Return (batch, q, hidden)."""
@@ -206,15 +222,20 @@ class MLP(nn.Module):
         return y
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block: attention and MLP, each added to its input."""
+def _attention(config: ViTConfig, name: str) -> Attention:
+    heads = config.units(name, config.heads)
+    return Attention(config.hidden, heads, heads * config.head_size)
 
-    def __init__(self, config: ViTConfig) -> None:
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention and MLP, each added to its input. `name` is its own in the ViT."""
+
+    def __init__(self, config: ViTConfig, name: str = "blocks.0") -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden, eps=1e-6)
-        self.attention = Attention(config.hidden, config.heads)
+        self.attention = _attention(config, f"{name}.attention")
         self.norm2 = nn.LayerNorm(config.hidden, eps=1e-6)
-        self.mlp = MLP(config.hidden, config.mlp)
+        self.mlp = MLP(config.hidden, config.units(f"{name}.mlp.dense1", config.mlp))
 
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
         """Return (batch, tokens, hidden), or of it only the `first` tokens."""
@@ -229,9 +250,9 @@ class AttentionPool(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.probe = nn.Parameter(torch.zeros(1, 1, config.hidden))
-        self.attention = Attention(config.hidden, config.heads)
+        self.attention = _attention(config, "pool.attention")
         self.norm = nn.LayerNorm(config.hidden, eps=1e-6)
-        self.mlp = MLP(config.hidden, config.mlp)
+        self.mlp = MLP(config.hidden, config.units("pool.mlp.dense1", config.mlp))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, hidden) → (batch, hidden)."""

@@ -182,7 +182,7 @@ def describe(config: ViTConfig) -> str:
     letter = known.get((config.hidden, config.layers))
     # The published names count a stem without stages as halving the image once, though it does so twice.
     patch = 2 * config.patch if config.stem and not config.stem.depths else config.stride
-    name = f"ViT-{letter}/{patch}" if letter else sizes
+    name = (f"ViT-{letter}/{patch}" if letter else sizes) + (", pruned" if config.uneven else "")
     if config.stem is None:
         return name
     # Three convolutions a unit, and by custom the root and the head count as one layer each.
