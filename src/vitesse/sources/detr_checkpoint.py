@@ -131,7 +131,8 @@ def describe(config: DETRConfig) -> str:
     usual = config.stem == 64 and config.groups == 1 and config.widths == (64, 128, 256, 512)
     depths = "+".join(map(str, config.depths))
     backbone = _DEPTHS.get((config.bottleneck, config.depths), "") if usual else ""
-    return f"DETR, {backbone or f'ResNet of {depths} blocks'}{' DC5' if config.dilation else ''}{', pruned' if config.uneven else ''}"
+    marks = (" DC5" if config.dilation else "") + (", pruned" if config.uneven else "")
+    return f"DETR, {backbone or f'ResNet of {depths} blocks'}{marks}"
 
 
 def infer_config(path: Path, state: Mapping[str, Tensor], *, heads: int, dilation: bool) -> DETRConfig:

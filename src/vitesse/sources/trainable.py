@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -215,7 +215,10 @@ def _vit_config(raw: Mapping[str, Any]) -> ViTConfig:
 
 
 # By the value of "vitesse" in a config.json; they raise TypeError or KeyError for keys, ValueError for values.
-_READERS = {"detr": _detr_config, "vit": _vit_config}
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], DETRConfig | ViTConfig]] = {
+    "detr": _detr_config,
+    "vit": _vit_config,
+}
 
 
 def _tuples(value: Any) -> Any:
