@@ -7,20 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+
 from fashion import FOLDER
 from shared_data import shared
-from torch import Tensor, nn
-from vitesse.compress.scoring import scorer
-from vitesse.data.dataset import open_dataset
-from vitesse.data.images import Pixels
-from vitesse.data.split import Sample, Split
-from vitesse.errors import NotVerified
-from vitesse.sources.source import Given
-from vitesse.sources.spec_file import read_spec_file
-from vitesse.sources.trainable import Trainable, open_trainable
-from vitesse.sources.vit import ViTConfig
-from vitesse.spec import ModelSpec
+
+torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[torch]'")
+
+from torch import Tensor, nn  # noqa: E402
+
+from vitesse.compress.scoring import scorer  # noqa: E402
+from vitesse.data.dataset import open_dataset  # noqa: E402
+from vitesse.data.images import Pixels  # noqa: E402
+from vitesse.data.split import Sample, Split  # noqa: E402
+from vitesse.errors import NotVerified  # noqa: E402
+from vitesse.sources.source import Given  # noqa: E402
+from vitesse.sources.spec_file import read_spec_file  # noqa: E402
+from vitesse.sources.trainable import Trainable, open_trainable  # noqa: E402
+from vitesse.sources.vit import ViTConfig  # noqa: E402
+from vitesse.spec import ModelSpec  # noqa: E402
 
 VIT_SPEC = read_spec_file(FOLDER / "vit.toml")
 DETR_SPEC = read_spec_file(FOLDER / "detr.toml")

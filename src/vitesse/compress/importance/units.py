@@ -53,8 +53,9 @@ class Site:
 
     Args:
         gates: modules that a gate stands at; before or behind them, as the kind has it (`gating`).
-        made_by: weights with one row a unit (per head: as many rows as a head is wide), and the BatchNorm behind it.
-        read_by: weights with one column a unit.
+        made_by: modules whose weights have one row a unit, and the BatchNorm behind each; of heads the attention,
+            whose values have as many rows a head as it is wide.
+        read_by: modules whose weights have one column a unit, of heads as many as it is wide.
     """
 
     group: Group
@@ -76,9 +77,9 @@ def sites(trainable: Trainable) -> tuple[Site, ...]:
         if isinstance(part, ResNet):
             found += list(_resnet(part, name))
         elif isinstance(part, MultiheadAttention):
-            found.append(_heads(name, part.heads, (f"{name}.in_proj", None), f"{name}.out_proj"))
+            found.append(_heads(name, part.heads, f"{name}.out_proj"))
         elif isinstance(part, Attention):
-            found.append(_heads(name, part.heads, (f"{name}.value", None), f"{name}.out"))
+            found.append(_heads(name, part.heads, f"{name}.out"))
         elif isinstance(part, Layer):
             found.append(_mlp(name, part.linear1, "linear1", "linear2"))
         elif isinstance(part, MLP):
@@ -158,8 +159,8 @@ def _rows(block: Block, name: str) -> int:
     return convolution.out_channels
 
 
-def _heads(name: str, heads: int, values: tuple[str, str | None], out: str) -> Site:
-    return Site(Group(name, Kind.HEADS, heads), (out,), (values,), (out,))
+def _heads(name: str, heads: int, out: str) -> Site:
+    return Site(Group(name, Kind.HEADS, heads), (out,), ((name, None),), (out,))
 
 
 def _mlp(name: str, made: nn.Linear, first: str, second: str) -> Site:
