@@ -3,8 +3,8 @@
     student's tokens ─▶ LayerNorm ─▶ learned projection ─┐
     teacher's tokens ─▶ LayerNorm ───────────────────────┴▶ mean squared error
 
-The norms, without weights, make tokens of any layer comparable. The projection bridges other widths; it stands beside the
-student while that is trained, and is dropped with `Hinted`.
+The norms, without weights, make tokens of any layer comparable. The projection bridges other widths; it stands beside
+the student while that is trained, and is dropped with `Hinted`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which query stands for which object: the cheapest one-to-one assignment, found for many images at once.
 
-    predictions, targets ──▶ costs, on the device ──copy──▶ host: SciPy, one problem after the other ──▶ pairs, on the device
+    predictions, targets ─▶ costs, on the device ──copy──▶ host: SciPy, image by image ──▶ pairs, on the device
 
 The costs of all images and all decoder layers are one tensor, and it crosses to the host once. The copy is begun and
 waited for apart (`begin`, `Pending.pairs`), so that a GPU computes something else, such as the teacher, meanwhile.

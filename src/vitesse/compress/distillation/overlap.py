@@ -1,7 +1,7 @@
 """Intersection over union of boxes, with gradients and for many at once.
 
-Generalised as by Rezatofighi et al. (2019, arXiv:1902.09630): IoU − (hull − union) / hull, in −1..1, so that boxes which
-do not touch have a gradient as well.
+Generalised as by Rezatofighi et al. (2019, arXiv:1902.09630): IoU − (hull − union) / hull, in −1..1, so that boxes
+which do not touch have a gradient as well.
 """
 
 from __future__ import annotations

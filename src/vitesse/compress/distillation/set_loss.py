@@ -17,8 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 from vitesse.compress.distillation.class_loss import soft_loss
 from vitesse.compress.distillation.matching import (
     CLASS_COST,
-    GIOU_COST,
-    L1_COST,
     Pairs,
     Pending,
     begin,
@@ -28,19 +26,23 @@ from vitesse.compress.distillation.matching import (
 from vitesse.compress.distillation.overlap import generalised_iou
 from vitesse.training.batch import Objects
 
+PARTS = ("class", "l1", "giou")
 NO_OBJECT_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 0.1, 5.0, 2.0
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What all decoder layers say: logits (layers, images, queries, classes + 1), no-object last; boxes (…, 4) cxcywh."""
+    """What all decoder layers say: logits (layers, images, queries, classes + 1), boxes (…, 4) cxcywh; float32.
+
+    The last class is no-object.
+    """
 
     logits: Tensor
     boxes: Tensor
 
     @classmethod
     def of(cls, outputs: Sequence[Tensor]) -> Queries:
-        """Stack the outputs of a DETR that keeps its auxiliary ones; float32."""
+        """Stack the outputs of a DETR that keeps its auxiliary ones."""
         logits, boxes, aux_logits, aux_boxes = (output.float() for output in outputs)
         return cls(torch.cat([aux_logits, logits[None]]), torch.cat([aux_boxes, boxes[None]]))
 
@@ -125,8 +127,8 @@ def teacher_loss(
 ) -> Mapping[str, Tensor]:
     """Return the losses "class", "l1" and "giou" on the teacher's queries.
 
-    Classes: T² · KL(teacher ‖ student), weighed by confidence and a tenth of what is missing to 1; queries of the student
-    that got no target learn no-object. Boxes: weighed by the confidence.
+    Classes: T² · KL(teacher ‖ student), weighed by confidence and a tenth of what is missing to 1; queries of the
+    student that got no target learn no-object. Boxes: weighed by the confidence.
     """
     at, of = (pairs.layer, pairs.image, pairs.row), (pairs.layer, pairs.image, pairs.column)
     sure = targets.confidence[of]

@@ -15,7 +15,14 @@ from vitesse.compress.distillation.class_loss import hard_loss, soft_loss
 from vitesse.compress.distillation.hints import Hinted, hint_loss, hint_places, outputs_of
 from vitesse.compress.distillation.matching import NotFinite
 from vitesse.compress.distillation.options import DistilOptions
-from vitesse.compress.distillation.set_loss import Queries, Truth, match_teacher, teacher_loss, truth_loss
+from vitesse.compress.distillation.set_loss import (
+    PARTS,
+    Queries,
+    Truth,
+    match_teacher,
+    teacher_loss,
+    truth_loss,
+)
 from vitesse.errors import DataError
 from vitesse.sources.trainable import Trainable
 from vitesse.training.batch import Batch
@@ -108,7 +115,7 @@ class ViTTask:
 
 @dataclass(frozen=True)
 class DETRTask:
-    """Sets of boxes: the losses "truth class", "truth l1", …, "teacher giou" and "features", those that are asked for."""
+    """Sets of boxes: "truth_class", "truth_l1", …, "teacher_giou", "features", those that the options ask for."""
 
     pupil: Pupil
     options: DistilOptions
@@ -126,14 +133,22 @@ class DETRTask:
     def loss(self, batch: Batch) -> Losses:
         """Return the parts; raises DataError where labels shall be learnt and the batch has none.
 
-        Outputs that are no numbers cannot be matched: the one part is then NaN, which stops the loop.
+        Outputs that are no numbers cannot be matched: the parts are then NaN, which stops the loop.
         """
         answer, tokens = self.pupil.answer(batch.images)
         found = Queries.of(answer)
         try:
             return self._parts(batch, found, tokens)
         except NotFinite:
-            return {"matching": found.logits.sum() * torch.nan}
+            return dict.fromkeys(self._names(), found.logits.sum() * torch.nan)
+
+    def _names(self) -> list[str]:
+        """The names of what `_parts` returns."""
+        taught = self.pupil.teacher is not None
+        sources = ["truth"] * self.options.labels + ["teacher"] * taught
+        return [f"{source}_{part}" for source in sources for part in PARTS] + ["features"] * bool(
+            self.pupil.places[0]
+        )
 
     def _parts(self, batch: Batch, found: Queries, tokens: Sequence[Tensor]) -> Losses:
         losses, truth, asked = dict[str, Tensor](), None, None
@@ -194,7 +209,7 @@ def _outputs(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _weighed(whose: str, parts: Losses, weight: float) -> Losses:
-    return {f"{whose} {name}": weight * part for name, part in parts.items()}
+    return {f"{whose}_{name}": weight * part for name, part in parts.items()}
 
 
 def _features(tokens: Sequence[Tensor], wanted: Sequence[Tensor], options: DistilOptions) -> Losses:
