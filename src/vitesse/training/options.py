@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vitesse.errors import UsageError
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,6 @@ class TrainOptions:
                 self.devices >= 1 and self.batch % self.devices == 0,
                 f"1 or more, dividing the batch of {self.batch}",
             ),
-            ("checkpoint_seconds", 0 <= self.checkpoint_seconds, "seconds, 0 or more"),
+            ("checkpoint_seconds", self.checkpoint_seconds >= 0, "seconds, 0 or more"),
             ("score_every", 0 < self.score_every <= 1, "a share of the steps, above 0 and up to 1"),
         )
