@@ -14,6 +14,14 @@ def milliseconds(text: str) -> float:
     return float(found[1]) * (1000 if found[2] == "s" else 1)
 
 
+def seconds(text: str) -> float:
+    """Parse `30m`, `1.5h`, `90s` or `90` (seconds)."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time; write 30m, 1.5h or 90s")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
 def bytes_of(text: str) -> int:
     """Parse `4GiB`, `512MiB`, `1.5GB` or `1048576` (bytes): powers of 1024 with an i, of 1000 without."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", text, re.IGNORECASE)

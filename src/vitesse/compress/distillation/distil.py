@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from torch import nn
@@ -28,6 +29,7 @@ def distil(
     *,
     score: Callable[[nn.Module], float] | None = None,
     progress: Progress | None = None,
+    data_sha256: str = "",
 ) -> Trained:
     """Train `student.module`, which afterwards holds the result on the CPU, in eval mode.
 
@@ -35,6 +37,7 @@ def distil(
         teacher: None: ordinary training on labels.
         folder: log and checkpoints; a run that was interrupted goes on from there.
         score: of the network, in points; the best scored weights are kept.
+        data_sha256: fingerprint of the data, so that a run does not go on with other images.
 
     Raises:
         UsageError: teacher and student do not belong together, nothing to learn from, or an option that contradicts.
@@ -51,6 +54,11 @@ def distil(
     if teacher is not None:
         check_pair(teacher, student)
     task = make_task(teacher, student, options)
-    trained = train(task, data, options.train, folder, score=score, progress=progress)
+    # What else decides the result; the training's own options, the weights and the teacher are known to the loop.
+    identity = {
+        field.name: getattr(options, field.name) for field in fields(options) if field.name != "train"
+    }
+    identity["data"] = data_sha256
+    trained = train(task, data, options.train, folder, score=score, progress=progress, identity=identity)
     student.module.eval()
     return trained

@@ -54,7 +54,10 @@ class Pupil:
             return cls(student.module, teacher.module)
         places = hint_places(teacher, student)
         widths = student.config.hidden, teacher.config.hidden
-        return cls(Hinted(student.module, places[1], widths), teacher.module, places)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.train.seed)  # a run that goes on begins with the same projections
+            network = Hinted(student.module, places[1], widths)
+        return cls(network, teacher.module, places)
 
     @property
     def frozen(self) -> Sequence[nn.Module]:
