@@ -36,32 +36,58 @@ def raw_answer(refusal: Refusal) -> bytes:
 
 
 class _Lingering(asyncio.Transport):
-    """A transport whose `close` first ends only its own half where the client is still sending."""
+    """A transport whose `close` first ends only its own half where the client is still sending.
+
+    uvicorn writes an answer's head and its body apart: two system calls, and two packets that wake the client twice.
+    The head is held until the body comes, at most until the loop's next turn.
+    """
 
     def __init__(self, inner: asyncio.Transport, connection: Connection) -> None:
         super().__init__()
         self._inner, self._connection = inner, connection
         self._closing = False
+        self._head = b""
 
     def __getattribute__(self, name: str) -> Any:
         # The base class defines every method (as not implemented), so that delegation must come before it.
-        if name in {"close", "_inner", "_connection", "_closing", "is_closing", "__class__"}:
+        if name in _OWN:
             return object.__getattribute__(self, name)
         return getattr(object.__getattribute__(self, "_inner"), name)
 
     def is_closing(self) -> bool:
         return self._closing or self._inner.is_closing()
 
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._head:
+            self._inner.write(self._head + data)
+            self._head = b""
+        elif isinstance(data, bytes) and data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._connection.loop.call_soon(self._flush)
+        else:
+            self._inner.write(data)
+
+    def _flush(self) -> None:
+        if self._head and not self._inner.is_closing():
+            self._inner.write(self._head)
+        self._head = b""
+
     def close(self) -> None:
         if self._closing:
             return
         self._closing = True
+        self._flush()
         if not self._connection.receiving or self._inner.is_closing() or not self._inner.can_write_eof():
             self._inner.close()
             return
         self._inner.write_eof()
         self._inner.resume_reading()
         self._connection.loop.call_later(LINGER_S, self._inner.close)
+
+
+_OWN = frozenset(
+    {"write", "close", "is_closing", "_flush", "_inner", "_connection", "_closing", "_head", "__class__"}
+)
 
 
 class Connection(HttpToolsProtocol):

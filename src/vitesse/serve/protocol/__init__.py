@@ -20,7 +20,13 @@ from vitesse.serve.protocol.metadata import (
     server_metadata,
     statistics,
 )
-from vitesse.serve.protocol.request import HEADER_LENGTH, InferRequest, WantedOutput, parse_infer
+from vitesse.serve.protocol.request import (
+    HEADER_LENGTH,
+    InferRequest,
+    WantedOutput,
+    in_one_piece,
+    parse_infer,
+)
 from vitesse.serve.protocol.signature import ShapeRange, Signature, safe_name
 
 __all__ = [
@@ -31,6 +37,7 @@ __all__ = [
     "Signature",
     "Spent",
     "WantedOutput",
+    "in_one_piece",
     "inflate",
     "model_config",
     "model_metadata",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from vitesse.serve.protocol.request import HEADER_LENGTH, InferRequest, WantedOutput
 from vitesse.serve.protocol.tensors import datatype_of, to_binary, to_json
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.work import Arrays
+
+# The encoder holds the interpreter's lock from its first value to its last, 0.6 µs each: written in one piece, an
+# output of 150,000 values would stop every other request for 90 ms.
+_PIECE = 4096
 
 
 def write_answer(
@@ -27,16 +32,14 @@ def write_answer(
     wanted = request.outputs
     if wanted is None:
         wanted = tuple(WantedOutput(name, request.binary_by_default) for name in outputs)
-    entries: list[dict[str, Any]] = []
+    entries: list[str] = []
     parts: list[memoryview | bytes] = []
     for output in wanted:
         entry, content = _written(output, outputs, model)
         entries.append(entry)
         parts += [content] if content is not None else []
-    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
-    if request.id:
-        document["id"] = request.id
-    header = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    known = {"model_name": model, "model_version": version, **({"id": request.id} if request.id else {})}
+    header = f'{_json(known)[:-1]},"outputs":[{",".join(entries)}]}}'.encode()
     if not parts:
         return header, {"Content-Type": "application/json"}
     return b"".join([header, *parts]), {
@@ -45,9 +48,7 @@ def write_answer(
     }
 
 
-def _written(
-    output: WantedOutput, outputs: Arrays, model: str
-) -> tuple[dict[str, Any], memoryview | bytes | None]:
+def _written(output: WantedOutput, outputs: Arrays, model: str) -> tuple[str, memoryview | bytes | None]:
     """Return an output's entry in the JSON header, and its bytes where they come behind it."""
     if output.name not in outputs:
         raise Refusal(
@@ -60,6 +61,16 @@ def _written(
         "shape": list(array.shape),
     }
     if not output.binary:
-        return entry | {"data": to_json(array, output.name)}, None
+        return f'{_json(entry)[:-1]},"data":[{_values(to_json(array, output.name))}]}}', None
     content = to_binary(array)
-    return entry | {"parameters": {"binary_data_size": len(content)}}, content
+    return _json(entry | {"parameters": {"binary_data_size": len(content)}}), content
+
+
+def _values(values: Sequence[Any]) -> str:
+    """Return values as JSON without the brackets."""
+    pieces = (values[start : start + _PIECE] for start in range(0, len(values), _PIECE))
+    return ",".join([_json(piece)[1:-1] for piece in pieces])
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
