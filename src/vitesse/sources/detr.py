@@ -319,7 +319,8 @@ class DETR(nn.Module):
         cells = config.learned_cells
         position = LearnedPosition(config.hidden, cells) if cells else SinePosition(config.hidden)
         self.backbone = nn.ModuleList([nn.ModuleDict({"body": ResNet(config)}), position])
-        self.input_proj = nn.Conv2d(config.channels[-1], config.hidden, 1)
+        features = config.units(f"{BODY}layer4", config.channels[-1])
+        self.input_proj = nn.Conv2d(features, config.hidden, 1)
         self.transformer = nn.ModuleDict({"encoder": Encoder(config), "decoder": Decoder(config)})
         self.query_embed = nn.Embedding(config.queries, config.hidden)
         self.class_embed = nn.Linear(config.hidden, config.logits)
