@@ -100,7 +100,8 @@ def _l1(module: nn.Module, site: Site) -> Tensor:
     total = torch.stack([_rows(module, *maker) for maker in site.made_by]).sum(0)
     if site.read_by:
         total = total * torch.stack([_columns(module, name) for name in site.read_by]).sum(0)
-    return total.unflatten(0, (site.group.size, -1)).sum(1)
+    per_unit: Tensor = torch.unflatten(total, 0, (site.group.size, -1))
+    return per_unit.sum(1)
 
 
 def _matrices(layer: nn.Module) -> Tensor:
@@ -123,7 +124,8 @@ def _columns(module: nn.Module, name: str) -> Tensor:
     reader = module.get_submodule(name)
     weight = _weight(reader).detach().double()
     by_input = weight.reshape(*weight.shape[:2], -1).abs().sum(2)  # (outputs, inputs of a group)
-    return by_input.unflatten(0, (getattr(reader, "groups", 1), -1)).sum(1).flatten()
+    by_group: Tensor = torch.unflatten(by_input, 0, (getattr(reader, "groups", 1), -1))
+    return by_group.sum(1).flatten()
 
 
 def _weight(layer: nn.Module) -> Tensor:

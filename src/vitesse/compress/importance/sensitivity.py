@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import nn
 
 from vitesse.compress.importance.masking import masked
@@ -19,6 +21,8 @@ from vitesse.sources.trainable import Trainable
 SHARES = (0.125, 0.25, 0.5, 0.75)
 # Kinds with few units, each of which costs much: every one is masked alone.
 ALONE = (Kind.HEADS, Kind.LAYERS, Kind.QUERIES)
+# Points that a unit may cost alone to count as one that can go.
+CHEAP = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,15 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Units of one kind that each cost `CHEAP` points or less when masked alone, and what all of them cost at once."""
+
+    kind: Kind
+    units: tuple[tuple[str, int], ...]  # (group, number), the cheapest first
+    drop: float
+
+
+@dataclass(frozen=True)
 class Sensitivity:
     """How far the metric falls, in points; below 0 where the network is better without.
 
@@ -46,11 +59,16 @@ class Sensitivity:
         base: the metric of the whole network, points of 0..100.
         curves: group name → its curve.
         alone: group name → drop per unit, each masked alone, (size,).
+        together: per kind that has any, the units that cost next to nothing alone.
+        agreement: per kind, Spearman's rank correlation (−1..1) between the importance of all its units and what
+            they cost alone; none where either is the same for all.
     """
 
     base: float
     curves: Mapping[str, Curve]
     alone: Mapping[str, NDArray[np.float64]]
+    together: tuple[Together, ...]
+    agreement: Mapping[Kind, float]
 
 
 def sensitivity(
@@ -81,24 +99,67 @@ def sensitivity(
     _check_sizes(chosen, importance)
     plan = {group: _counts(group, shares) for group in chosen}
     told = progress or Silent()
-    told.stage("importance", "masking units", 1 + sum(len(plan[one]) + _singles(one) for one in chosen))
+    masks = sum(len(counts) + _singles(group) for group, counts in plan.items())
+    told.stage("importance", "masking units", 1 + masks + len(ALONE))
 
-    def drop(group: Group, indices: Sequence[int]) -> float:
-        with masked(trainable, group, indices):
+    def drop(masks: Sequence[tuple[Group, Sequence[int]]]) -> float:
+        with ExitStack() as stack:
+            for group, indices in masks:
+                stack.enter_context(masked(trainable, group, indices))
             value = base - score(trainable.module)
         told.advance()
         return value
 
     base = score(trainable.module)
     told.advance()
-    curves, alone = {}, {}
+    curves: dict[str, Curve] = {}
+    alone: dict[str, NDArray[np.float64]] = {}
     for group, counts in plan.items():
         order = np.argsort(importance[group.name], kind="stable").tolist()
-        drops = tuple(drop(group, order[:count]) for count in counts)
+        drops = tuple(drop([(group, order[:count])]) for count in counts)
         curves[group.name] = Curve(tuple(count / group.size for count in counts), counts, drops)
         if _singles(group):
-            alone[group.name] = np.array([drop(group, [index]) for index in range(group.size)])
-    return Sensitivity(base, curves, alone)
+            alone[group.name] = np.array([drop([(group, [index])]) for index in range(group.size)])
+    kinds = [(kind, [one for one in chosen if one.kind is kind and one.name in alone]) for kind in ALONE]
+    together = [_together(kind, members, alone, drop) for kind, members in kinds]
+    agreement = {kind: _agreement(members, alone, importance) for kind, members in kinds if members}
+    return Sensitivity(
+        base,
+        curves,
+        alone,
+        tuple(one for one in together if one is not None),
+        {kind: value for kind, value in agreement.items() if value is not None},
+    )
+
+
+def _together(
+    kind: Kind,
+    members: Sequence[Group],
+    alone: Mapping[str, NDArray[np.float64]],
+    drop: Callable[[Sequence[tuple[Group, Sequence[int]]]], float],
+) -> Together | None:
+    """Mask all cheap units of a kind at once, but leave one of each group."""
+    masks, units = [], []
+    for group in members:
+        order = np.argsort(alone[group.name], kind="stable")[: group.size - 1]
+        cheap = [int(index) for index in order if alone[group.name][index] <= CHEAP]
+        if cheap:
+            masks.append((group, cheap))
+            units += [(group.name, index) for index in cheap]
+    if not units:
+        return None
+    units.sort(key=lambda unit: float(alone[unit[0]][unit[1]]))
+    return Together(kind, tuple(units), drop(masks))
+
+
+def _agreement(
+    members: Sequence[Group], alone: Mapping[str, NDArray[np.float64]], importance: Scores
+) -> float | None:
+    estimated = np.concatenate([importance[group.name] for group in members])
+    measured = np.concatenate([alone[group.name] for group in members])
+    if np.ptp(estimated) == 0 or np.ptp(measured) == 0:
+        return None
+    return float(np.corrcoef(rankdata(estimated), rankdata(measured))[0, 1])
 
 
 def _counts(group: Group, shares: Sequence[float]) -> tuple[int, ...]:
