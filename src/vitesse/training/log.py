@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,15 +19,15 @@ class Log:
     The columns are those of the first row that has a loss; rows before it wait for them.
 
     Args:
-        path: the file; rows of an earlier start are kept up to step `step`, later ones are dropped, because the
+        path: the file; rows of an earlier start are kept up to `step`, later ones are dropped, because the
             training goes on from there and will write them again.
-        step: how many steps are done.
+        step: how many steps are done; with 0 nothing is kept.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
         self._waiting: list[Mapping[str, float | str]] = []
-        kept = [row for row in _rows(path) if float(row["step"]) <= step]
+        kept = [row for row in _rows(path) if step > 0 and float(row["step"]) <= step]
         self._columns = list(kept[0]) if kept else []
         write_atomically(path, self._text(kept, header=True).encode())
 
@@ -85,4 +84,4 @@ def _rows(path: Path) -> list[Mapping[str, str]]:
         return []
     lines = path.read_text().splitlines(keepends=True)
     rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-    return [row for row in rows if None not in row.values() and math.isfinite(float(row["step"]))]
+    return [row for row in rows if None not in row.values()]

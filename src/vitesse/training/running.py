@@ -99,7 +99,8 @@ class Run:
         begin = self._job.clock()
         score = self._score()
         self._plan = self._planned(begin, self._job.clock() - begin)
-        self._write(score)
+        if score:
+            self._write(score)
         self._save()  # the plan, measured once, is that of every later start
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
@@ -113,6 +114,8 @@ class Run:
         best = self._job.checkpoints.best()
         self._best = best[0] if best else None
         self._open_log()
+        if self._done == 0 and self._best:
+            self._write({"score": self._best.score})
 
     def _planned(self, begin: float, score_seconds: float) -> Plan:
         """From the options, or from the time that a few steps take, which leave no trace."""

@@ -1,0 +1,408 @@
+"""A training ends with the right weights, and however it was cut, with the same ones."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[compress]'")
+pytest.importorskip("lightning_fabric", reason="needs lightning-fabric: pip install 'vitesse[compress]'")
+
+from training.toys import (  # noqa: E402
+    OPTIONS,
+    Classify,
+    Clock,
+    Noise,
+    network,
+    quiet_score,
+    same,
+    trained,
+    weights,
+)
+from vitesse.errors import DataError, UsageError, VitesseError  # noqa: E402
+from vitesse.training.batch import Batch  # noqa: E402
+from vitesse.training.loop import train  # noqa: E402
+
+EVERY_STEP = replace(OPTIONS, checkpoint_seconds=0)
+
+
+class Cut(Exception):
+    """Stands for a process that ends without a word."""
+
+
+def at_call(number: int, act: Callable[[], Any]) -> Callable[..., None]:
+    """Return a function that does `act` when called for the `number`th time, from 1."""
+    calls = iter(range(1, 10**6))
+
+    def called(*_: object) -> None:
+        if next(calls) == number:
+            act()
+
+    return called
+
+
+def cut() -> None:
+    raise Cut
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("saving", [EVERY_STEP, OPTIONS], ids=["every step", "only when scored"])
+@pytest.mark.parametrize("step", [1, 2, 4, 5, 9, 12])
+def test_a_run_cut_at_a_step_and_gone_on_with_equals_one_that_was_not(
+    step: int, saving: Any, tmp_path: Path
+) -> None:
+    whole, expected = trained(tmp_path / "whole", score=quiet_score)
+    with pytest.raises(Cut):
+        trained(tmp_path / "cut", saving, data=Noise(on_batch=at_call(step, cut)), score=quiet_score)
+    gone_on, found = trained(tmp_path / "cut", saving, score=quiet_score)
+    assert same(expected, found)
+    assert (gone_on.steps, gone_on.score) == (whole.steps, whole.score)
+    assert timeless(gone_on.history) == timeless(whole.history)
+    last = [state(tmp_path / name) for name in ("whole", "cut")]
+    assert same(last[0]["student"], last[1]["student"]) and same(last[0]["average"], last[1]["average"])
+    moments = [saved["optimiser"]["state"] for saved in last]
+    assert all(same(moments[0][index], moments[1][index]) for index in moments[0])
+
+
+def timeless(history: Any) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+def state(folder: Path) -> dict[str, Any]:
+    newest = max((folder / "checkpoints").glob("step-*.pt"))
+    return dict(torch.load(newest, weights_only=True))
+
+
+def test_a_run_cut_while_it_scores_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    _, expected = trained(tmp_path / "whole", score=quiet_score)
+    dies = at_call(3, cut)
+
+    def score(module: Any) -> float:
+        dies()
+        return quiet_score(module)
+
+    with pytest.raises(Cut):
+        trained(tmp_path / "cut", score=score)
+    assert same(expected, trained(tmp_path / "cut", score=quiet_score)[1])
+
+
+def test_the_check_of_resumed_runs_sees_a_wrong_position_in_the_data(tmp_path: Path) -> None:
+    _, expected = trained(tmp_path / "whole")
+    with pytest.raises(Cut):
+        trained(tmp_path / "cut", EVERY_STEP, data=Noise(on_batch=at_call(7, cut)))
+    path = max((tmp_path / "cut" / "checkpoints").glob("step-*.pt"))
+    moved = torch.load(path, weights_only=True)
+    moved["used"] -= 1
+    torch.save(moved, path)
+    assert not same(expected, trained(tmp_path / "cut", EVERY_STEP)[1])
+
+
+def test_a_finished_run_is_read_and_not_trained_again(tmp_path: Path) -> None:
+    first, expected = trained(tmp_path, score=quiet_score)
+    data = Noise()
+    again, found = trained(tmp_path, data=data, score=quiet_score)
+    assert same(expected, found) and not data.epochs
+    assert again.history == first.history and again.seconds == pytest.approx(first.seconds, abs=1.0)
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    _, expected = trained(tmp_path / "whole")
+    with pytest.raises(Cut):
+        trained(tmp_path / "cut", EVERY_STEP, data=Noise(on_batch=at_call(7, cut)))
+    newest = max((tmp_path / "cut" / "checkpoints").glob("step-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert same(expected, trained(tmp_path / "cut", EVERY_STEP)[1])
+
+
+def test_other_options_models_and_data_than_the_checkpoints_are_refused(tmp_path: Path) -> None:
+    trained(tmp_path, identity={"temperature": 2.0})
+    for given, differs in (
+        ({"options": replace(OPTIONS, rate=1e-3)}, r"rate: 0\.01 there, 0\.001 here"),
+        ({"task": Classify(network(seed=1))}, r"student: \d+ weights, sha256 \w+ there, \d+ weights, sha256"),
+        ({"task": Classify(network(), [network(2)])}, r"teacher 1: nothing there, \d+ weights"),
+        ({"data": Noise(images=20)}, "images: 18 there, 20 here"),
+        ({"identity": {"temperature": 3.0}}, r"temperature: 2\.0 there, 3\.0 here"),
+        ({"score": quiet_score}, "scored: no there, yes here"),
+    ):
+        with pytest.raises(UsageError, match=differs) as refused:
+            trained(tmp_path, **{"identity": {"temperature": 2.0}, **given})
+        assert "choose another folder" in str(refused.value)
+
+
+def test_how_often_checkpoints_are_written_may_change(tmp_path: Path) -> None:
+    trained(tmp_path)
+    assert trained(tmp_path, EVERY_STEP)[0].steps == 12
+
+
+def test_only_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    trained(tmp_path, EVERY_STEP)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000000011.pt", "step-000000012.pt"]
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    _, first = trained(tmp_path / "a")
+    _, again = trained(tmp_path / "b")
+    _, other = trained(tmp_path / "c", replace(OPTIONS, seed=1))
+    assert same(first, again) and not same(first, other)
+
+
+def test_training_leaves_the_random_state_of_the_process_alone(tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    trained(tmp_path)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# Weights
+
+
+def test_the_best_scored_weights_are_restored(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def score(module: Any) -> float:
+        seen.append(weights(module))
+        return [1.0, 2.0, 7.0, 7.0, math.nan][len(seen) - 1]
+
+    result, found = trained(tmp_path, score=score)
+    assert result.score == 7.0
+    assert [row["step"] for row in result.history if "score" in row] == [0, 3, 6, 9, 12]
+    assert same(found, seen[3]), "of two equal scores the later one"
+    assert not same(found, seen[4])
+
+
+def test_without_a_score_the_averaged_weights_stay(tmp_path: Path) -> None:
+    result, found = trained(tmp_path)
+    last = state(tmp_path)
+    assert result.score is None
+    assert same(found, last["average"]) and not same(found, last["student"])
+
+
+def test_the_average_is_what_is_scored(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    trained(
+        tmp_path, replace(OPTIONS, score_every=1), score=lambda module: seen.append(weights(module)) or 0.0
+    )
+    assert same(seen[-1], state(tmp_path)["average"])
+
+
+def test_teachers_are_unchanged_without_gradients_and_in_eval_mode(tmp_path: Path) -> None:
+    teacher = network(5).train()
+    before, modes = weights(teacher), []
+    task = Classify(network(), [teacher], before=lambda batch: modes.append(teacher.training))
+    result, _ = trained(tmp_path, task=task)
+    assert same(before, weights(teacher)) and not any(modes)
+    assert all(one.grad is None and not one.requires_grad for one in teacher.parameters())
+    assert "loss.teacher" in result.history[-1] and "loss.class" in result.history[-1]
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    result, _ = trained(tmp_path, replace(OPTIONS, steps=100), task=Classify(network(dropout=0)))
+    losses = [row["loss"] for row in result.history]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+def test_the_student_is_left_in_the_mode_it_had_and_without_gradients(tmp_path: Path) -> None:
+    task = Classify(network().eval())
+    trained(tmp_path, task=task)
+    assert not task.student.training
+    assert all(one.grad is None and one.requires_grad for one in task.student.parameters())
+
+
+# What stops a run
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_the_weights_of_the_step_before(
+    value: float, tmp_path: Path
+) -> None:
+    calls = iter(range(100))
+    poisoned = Classify(network(), before=lambda batch: value if next(calls) == 7 else None)
+    result, found = trained(tmp_path / "nan", task=poisoned)
+    assert result.stopped.startswith(f"the loss 'class' is {value}")
+    assert "in step 8; the weights after step 7 stay" in result.stopped
+    assert result.steps == 7 and result.history[-1]["step"] == 8
+    assert all(bool(tensor.isfinite().all()) for tensor in found.values())
+    with pytest.raises(Cut):
+        trained(tmp_path / "cut", EVERY_STEP, data=Noise(on_batch=at_call(8, cut)))
+    assert same(state(tmp_path / "cut")["average"], found)
+    assert result.stopped in (tmp_path / "nan" / "training.csv").read_text().replace('"', "")
+
+
+def test_an_infinite_gradient_of_a_finite_loss_stops_too(tmp_path: Path) -> None:
+    student = network(dropout=0)
+    student[6].weight.register_hook(lambda gradient: gradient * math.inf)
+    result, _ = trained(tmp_path, task=Classify(student))
+    assert result.steps == 0 and "the gradient norm is" in result.stopped
+
+
+def test_after_a_stop_the_best_scored_weights_stay(tmp_path: Path) -> None:
+    calls = iter(range(100))
+    seen: list[dict[str, Any]] = []
+
+    def score(module: Any) -> float:
+        seen.append(weights(module))
+        return float(len(seen))
+
+    poisoned = Classify(network(), before=lambda batch: math.nan if next(calls) == 7 else None)
+    result, found = trained(tmp_path, task=poisoned, score=score)
+    assert "the weights of step 6, which scored 3, stay" in result.stopped
+    assert same(found, seen[2]) and result.score == 3
+
+
+def memory_for(images: int) -> Callable[[Batch], None]:
+    def refuse(batch: Batch) -> None:
+        if len(batch) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    return refuse
+
+
+def plain() -> Any:
+    """A network that treats every image alone, so that a split batch has the same gradient."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+
+
+def test_out_of_memory_halves_what_goes_through_at_once_and_keeps_the_batch(tmp_path: Path) -> None:
+    _, expected = trained(tmp_path / "all", task=Classify(plain()))
+    result, found = trained(tmp_path / "one", task=Classify(plain(), before=memory_for(1)))
+    assert result.batch == 1 and result.steps == 12
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+    log = (tmp_path / "one" / "training.csv").read_text()
+    assert log.count("memory ran out: 1 images at once instead of 4, for the same steps of 4") == 1
+
+
+def test_an_odd_batch_is_split_without_losing_an_image(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def before(batch: Batch) -> None:
+        memory_for(3)(batch)
+        seen.append(len(batch))
+
+    options = replace(OPTIONS, batch=7, steps=2)
+    trained(tmp_path, options, task=Classify(plain(), before=before))
+    assert seen == [3, 3, 1] * 2
+
+
+def test_memory_for_no_image_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(VitesseError, match="memory does not hold one image") as refused:
+        trained(tmp_path, task=Classify(network(), before=memory_for(0)))
+    assert "CUDA out of memory" in str(refused.value)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_leaves(tmp_path: Path) -> None:
+    _, expected = trained(tmp_path / "whole")
+    press = at_call(5, lambda: signal.raise_signal(signal.SIGINT))
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", data=Noise(on_batch=press))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert state(tmp_path / "cut")["step"] == 5
+    assert same(expected, trained(tmp_path / "cut")[1])
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, data=Noise(on_batch=at_call(5, twice)))
+    assert state(tmp_path)["step"] == 0
+
+
+# Time
+
+
+def ticking(clock: Clock, seconds: float) -> Noise:
+    def tick() -> None:
+        clock.now += seconds
+
+    return Noise(on_batch=tick)
+
+
+def test_a_time_budget_becomes_the_steps_that_fit_in_it(tmp_path: Path) -> None:
+    clock = Clock()
+    options = replace(OPTIONS, steps=None, seconds=100.0)
+    result, _ = trained(tmp_path, options, data=ticking(clock, 1.0), clock=clock)
+    assert result.steps == 95, "five steps, a twentieth of the time, were measured"
+    assert clock.now - 100 == pytest.approx(100)
+    assert result.seconds == pytest.approx(100)
+
+
+def test_the_time_of_scoring_is_part_of_the_budget(tmp_path: Path) -> None:
+    clock = Clock()
+
+    def score(module: Any) -> float:
+        clock.now += 5.0
+        return 0.0
+
+    options = replace(OPTIONS, steps=None, seconds=100.0, score_every=0.25)
+    result, _ = trained(tmp_path, options, data=ticking(clock, 1.0), clock=clock, score=score)
+    assert result.steps == 100 - 5 - 5 - 4 * 5
+    assert clock.now - 100 == pytest.approx(100)
+
+
+def test_measuring_leaves_no_trace(tmp_path: Path) -> None:
+    clock = Clock()
+    budget = replace(OPTIONS, steps=None, seconds=20.0)
+    timed, found = trained(tmp_path / "timed", budget, data=ticking(clock, 1.0), clock=clock)
+    _, expected = trained(tmp_path / "counted", replace(OPTIONS, steps=timed.steps))
+    assert same(expected, found)
+
+
+def test_a_resumed_run_keeps_the_plan_of_the_first_start(tmp_path: Path) -> None:
+    options = replace(OPTIONS, steps=None, seconds=20.0)
+    clock = Clock()
+    whole, expected = trained(tmp_path / "whole", options, data=ticking(clock, 1.0), clock=clock)
+    clock, dies = Clock(), at_call(9, cut)
+
+    def tick_and_die() -> None:
+        clock.now += 1.0
+        dies()
+
+    with pytest.raises(Cut):
+        trained(tmp_path / "cut", options, data=Noise(on_batch=tick_and_die), clock=clock)
+    slower = Clock()
+    gone_on, found = trained(tmp_path / "cut", options, data=ticking(slower, 3.0), clock=slower)
+    assert gone_on.steps == whole.steps and same(expected, found)
+
+
+# Refusals
+
+
+def test_a_source_without_a_batch_is_refused(tmp_path: Path) -> None:
+    class Empty(Noise):
+        def epoch(self, *_: object) -> Any:
+            return iter(())
+
+    with pytest.raises(DataError, match="epoch 0 of the training data has no batch"):
+        trained(tmp_path, data=Empty())
+
+
+def test_a_student_without_weights_that_may_change_is_refused(tmp_path: Path) -> None:
+    task = Classify(network().requires_grad_(False))
+    with pytest.raises(UsageError, match="no weight of the Sequential requires gradients"):
+        train(task, Noise(), OPTIONS, tmp_path)
+
+
+def test_a_loss_that_names_its_parts_differently_is_refused(tmp_path: Path) -> None:
+    class Fickle(Classify):
+        calls = 0
+
+        def loss(self, batch: Batch) -> Any:
+            self.calls += 1
+            return {f"part{self.calls}": loss for loss in super().loss(batch).values()}
+
+    with pytest.raises(VitesseError, match=r"the loss has a part loss\.part2 at step 2"):
+        trained(tmp_path, task=Fickle(network()))
