@@ -113,7 +113,7 @@ def rows_of(result: Result, threshold: float) -> list[dict[str, Any]]:
     ]
 
 
-def show(result: Result, path: Path, *, threshold: float, as_json: bool) -> str:
+def show(result: Result, path: Path | str, *, threshold: float, as_json: bool) -> str:
     """Return a result as text for the terminal, or as one line of JSON."""
     rows = rows_of(result, threshold)
     if as_json:

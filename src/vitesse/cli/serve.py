@@ -13,6 +13,7 @@ from vitesse.serve.limits import Limits
 
 if TYPE_CHECKING:
     from vitesse.serve.auth import Access
+    from vitesse.serve.variants import ServeOptions
 
 LOCAL = "127.0.0.1"
 KEYS, ADMIN_KEYS = "VITESSE_API_KEYS", "VITESSE_ADMIN_KEYS"
@@ -80,6 +81,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="decode large JPEGs at a reduced scale: quicker, pixels differ slightly",
     )
     parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinity in tensors")
+    scaled = parser.add_argument_group("several processes or machines")
+    scaled.add_argument(
+        "--ray",
+        action="store_true",
+        help="serve on Ray: on the cluster that $RAY_ADDRESS names or that runs here, else on one of its own",
+    )
+    scaled.add_argument(
+        "--replicas", metavar="N", help="with --ray: 4, or 2-8 to scale with the load (default: 1)"
+    )
     bounds = parser.add_argument_group("limits")
     defaults = Limits()
     for option, name, parse, what in _LIMITS:
@@ -92,6 +102,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit code: 0 after a shutdown that dropped nothing, 1 after a forced one."""
+    from vitesse.errors import UsageError
     from vitesse.run import open_run
     from vitesse.serve import logs
     from vitesse.serve.served import open_served
@@ -113,6 +124,10 @@ def run(options: argparse.Namespace) -> int:
         limits=limits,
         access=_access(options),
     )
+    if options.ray:
+        return _on_ray(options, wanted)
+    if options.replicas is not None:
+        raise UsageError("--replicas counts processes on Ray", fix="add --ray, or use --workers")
     with listen(options.host, options.port) as taken:
         log = logs.configure()
         served = open_served(open_run(options.folder), wanted)
@@ -121,6 +136,17 @@ def run(options: argparse.Namespace) -> int:
         log.info("serving %s at %s", served.service.signature.name, address)
         print(f"{served.service.signature.name}: {address}/", flush=True)
         return serve(served, taken, limits)
+
+
+def _on_ray(options: argparse.Namespace, wanted: ServeOptions) -> int:
+    from vitesse.serve import logs
+    from vitesse.serve.ray.scale import Scale, parse_scale
+
+    scale = Scale() if options.replicas is None else parse_scale(options.replicas)
+    from vitesse.serve.ray.deploying import serve_on_ray
+
+    logs.configure()
+    return serve_on_ray(options.folder, wanted, scale, options.host, options.port)
 
 
 def limits_of(options: argparse.Namespace) -> Limits:
