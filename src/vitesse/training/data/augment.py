@@ -1,7 +1,7 @@
 """A whole batch moved, zoomed, turned, mirrored, lit, partly erased and normalised, on the device it is on.
 
 The few random numbers of a batch are drawn on the CPU, so that a GPU sees the same pictures. All of geometry is one
-resampling, light and normalisation are one multiply-add, because a GPU should not wait for its pictures.
+resampling, and light a handful of passes over it, because a GPU should not wait for its pictures.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Augmentation:
         zoom: the most by which it grows or shrinks about its centre, 1 or more: a factor 1/zoom..zoom.
         rotation: the most that it turns about its centre, in degrees; 0 for detection, where boxes must follow.
         flip: mirrored left to right half of the time; off where that changes the class (text, left and right).
-        brightness: the most that is added to or taken from every value, as a share of the range 0..255.
-        contrast: the most by which differences to middle gray grow or shrink, as a share: 0.2 is 0.8..1.2.
+        brightness: the most by which values grow or shrink, as a share, 0..1: 0.2 is a factor 0.8..1.2.
+        contrast: the most by which differences to middle gray then grow or shrink, as a share, 0..1.
         erasing: share of the pictures, 0..1, that lose a rectangle of 2 to 20 % of their area to one plain colour.
         visible: what has less than this share of its box, 0..1, inside the picture after moving is no longer an object.
     """
@@ -38,8 +38,8 @@ class Augmentation:
     zoom: float = 1.15
     rotation: float = 0.0
     flip: bool = True
-    brightness: float = 0.1
-    contrast: float = 0.2
+    brightness: float = 0.2
+    contrast: float = 0.1
     erasing: float = 0.0
     visible: float = 1 / 3
 
@@ -65,7 +65,7 @@ class Draw:
     """What happens to each of n images; every array is float32, (n,) where not said otherwise.
 
     zoom: factor. shift: (n, 2), right and down, in shares of width and height. angle: radians, clockwise.
-    mirror: -1 or 1. gain, offset: value → (value - 127.5) · gain + 127.5 + offset.
+    mirror: -1 or 1. gain, offset: value → value · gain + offset, cut to 0..255.
     erased: (n, 4) xyxy in 0..1, without area where nothing is. colour: (n, 3), 0..255.
     """
 
@@ -90,13 +90,14 @@ def draw(how: Augmentation, images: int, seed: tuple[int, ...]) -> Draw:
     sides = np.stack((np.sqrt(share * np.exp(log_aspect)), np.sqrt(share * np.exp(-log_aspect))), axis=1)
     corner = random.uniform(0, 1, (images, 2)) * (1 - sides)
     erased = np.concatenate((corner, corner + sides), axis=1) * (random.random((images, 1)) < how.erasing)
+    contrast = 1 + even(how.contrast)
     return Draw(
         zoom=np.exp(even(float(np.log(how.zoom)))),
         shift=even(how.shift, 2),
         angle=even(float(np.radians(how.rotation))),
         mirror=np.where(random.random(images) < 0.5 * how.flip, -1, 1).astype(np.float32),
-        gain=1 + even(how.contrast),
-        offset=even(255 * how.brightness),
+        gain=contrast * (1 + even(how.brightness)),
+        offset=127.5 * (1 - contrast),
         erased=erased.astype(np.float32),
         colour=random.uniform(0, 255, (images, 3)).astype(np.float32),
     )
@@ -126,7 +127,7 @@ class Augmenter:
 
     @torch.no_grad()
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Return (B, 3, H, W) uint8 as float32 on the same device, value · scale, minus mean, over std."""
+        """Return (B, 3, H, W) values of 0..255 as float32 on the same device: · scale, minus mean, over std."""
         factor, shift = (one.to(pixels.device).view(1, 3, 1, 1) for one in (self._factor, self._shift))
         return torch.addcmul(shift, pixels, factor)
 
@@ -142,15 +143,14 @@ class Augmenter:
             *_inverse(drawn, width / height),
         ]
         # one small copy to the device instead of a dozen
-        numbers = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32)).to(pixels.device)
-        gain, offset = numbers[:, 0:1], numbers[:, 1:2]
+        numbers = torch.from_numpy(np.stack(columns, axis=1)).to(pixels.device)
+        gain, offset = (numbers[:, column].view(count, 1, 1, 1) for column in (0, 1))
         grid = functional.affine_grid(numbers[:, 9:15].view(count, 2, 3), [count, 3, height, width], False)
         images = functional.grid_sample(pixels.float(), grid, padding_mode="zeros", align_corners=False)
+        images.mul_(gain).add_(offset).clamp_(0, 255)
         if drawn.erased.any():
             images = _erased(images, numbers[:, 2:6], numbers[:, 6:9])
-        factor, shift = self._factor.to(pixels.device), self._shift.to(pixels.device)
-        middle = 127.5 * (1 - gain) + offset
-        return images.mul_((gain * factor)[..., None, None]).add_((middle * factor + shift)[..., None, None])
+        return self.normalised(images)
 
 
 def _inverse(drawn: Draw, aspect: float) -> list[NDArray[np.float32]]:
