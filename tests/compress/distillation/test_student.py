@@ -132,11 +132,10 @@ def test_a_student_that_answers_something_else_is_refused(student: Trainable, sa
     check_pair(detr(), detr(queries=2, hidden=8))
 
 
-def test_a_teacher_that_guesses_is_refused_where_labels_tell() -> None:
+def test_a_teacher_that_guesses_is_refused() -> None:
     with pytest.raises(DataError, match=r"scores 34\.0 points on the validation images, and guessing 33\.3"):
-        check_teacher(34.0, vit(), labelled=True)
+        check_teacher(34.0, vit())
     with pytest.raises(DataError, match=r"scores 0\.0 points"):
-        check_teacher(0.0, detr(), labelled=True)
-    check_teacher(70.0, vit(), labelled=True)
-    check_teacher(5.0, detr(), labelled=True)
-    check_teacher(0.0, detr(), labelled=False)
+        check_teacher(0.0, detr())
+    check_teacher(70.0, vit())
+    check_teacher(5.0, detr())

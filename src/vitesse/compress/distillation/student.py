@@ -143,14 +143,14 @@ def check_pair(teacher: Trainable, student: Trainable) -> None:
         )
 
 
-def check_teacher(score: float, teacher: Trainable, labelled: bool) -> None:
+def check_teacher(score: float, teacher: Trainable) -> None:
     """Refuse a teacher that does no better than guessing; `score` in points, measured on images with labels.
 
     Raises:
         DataError: it knows nothing that could be learnt.
     """
     chance = 100 / class_count(teacher) if teacher.kind == "vit" else 0.0
-    if labelled and score <= chance * 1.2:
+    if score <= 1.2 * chance:
         raise DataError(
             f"the teacher scores {score:.1f} points on the validation images, and guessing {chance:.1f}",
             expected="a teacher that knows the task",
