@@ -1,7 +1,7 @@
-"""The 86 bad inputs and faults that a server must outlive, by number: how each is made, and what must come back.
+"""Bad requests that a server must outlive, by their number in the catalogue of 86: how each is made, what must come back.
 
 A case is a function from a running server to what came; `status` and `text` are judged by the test, which then
-sends a good request. What is tested elsewhere, or is not a matter of a request, says where or why.
+sends a good request. Beside them: catalogue_pictures, catalogue_faults, and catalogue_references for what is elsewhere.
 """
 
 from __future__ import annotations
@@ -175,45 +175,3 @@ CASES: tuple[Case, ...] = (
     Case(64, "clients killed in the middle", killed_clients, (200,)),
     Case(85, "admin routes while there is no admin key", post(b"", "/api/release/promote"), (404,)),
 )  # fmt: skip
-
-# Number → where it is tested, or why it does not apply.
-ELSEWHERE: dict[int, str] = {
-    10: "tests/serve/protocol: shapes of an engine's profile, which needs an engine built with one",
-    28: "tests/serve/test_server.py: a client that hangs up is not executed",
-    **dict.fromkeys(
-        (*range(31, 41), *range(43, 48)), "test_catalogue.py sends pictures.py's; tests/serve/test_images.py"
-    ),
-    41: "test_catalogue.py and tests/serve/test_images.py",
-    42: "tests/serve/test_images.py: every mode equals its golden pixels",
-    48: "tests/serve: batches never mix shapes (test_batching.py)",
-    49: "test_catalogue.py: a good and a bad image at once",
-    50: "test_server.py: a full queue",
-    51: "test_server.py: a deadline in the queue",
-    52: "a soak of minutes: benchmarks, not a test of a request",
-    53: "test_app.py: what is not ready says why",
-    54: "test_server.py: a failed warm-up",
-    55: "test_server.py: SIGTERM under load",
-    56: "test_server.py: a second SIGTERM",
-    57: "workers are threads of one process: tests/serve/test_pool.py replaces one that died",
-    58: "test_server.py: a run that hangs",
-    59: "tests/serve/test_pool.py: memory that does not suffice",
-    60: "tests/serve/test_pool.py; test_server.py: liveness fails",
-    61: "test_server.py: a port in use; there is no cache folder",
-    62: "models are not loaded and unloaded while serving; releases are, see 76 to 83",
-    63: "no reload: a new release is a canary first, see 76 to 83",
-    **dict.fromkeys(
-        (65, 66), "no pickle is read when serving; tests/sources refuses them when a model is taken in"
-    ),
-    67: "no bundle is unpacked when serving",
-    68: "artifacts are single files known by their hash; tests of sources hold external data",
-    69: "tests/test_cli.py and tests/backends: such a file never becomes an artifact",
-    70: "test_server.py: a flipped byte in the artifact",
-    71: "tests/backends/tensorrt: manifests are held against this machine",
-    72: "artifacts are known by the hash in the run's ledger; nothing is signed",
-    73: "tests/backends: a graph that the runtime refuses",
-    74: "tests/serve/releases: NaN of a release is answered by the reference",
-    75: "tests/data: outputs that disagree with the labels",
-    **dict.fromkeys(range(76, 84), "tests/serve/releases and the rollback drills"),
-    84: "test_app.py: keys guard inference, health stays open; tests/serve/test_auth.py compares in constant time",
-    86: "tests/serve/test_auth.py: no log record holds a key",
-}
