@@ -249,10 +249,12 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     lines += [
         f"| {TITLES[one['fault']]} | {one['kind']} | {one['seconds']:.2f} | {one['requests']} | "
-        f"{one['by_the_reference']} | {one['wrong']} | {one['lost']} of {one['sent']} | {one['why']} |"
+        f"{one['by_the_reference']} | {one['wrong']} | {one['lost']} of {one['sent']} | "
+        f"{' '.join(one['why'].split())} |"
         for one in found["drills"]
     ]
-    return "\n".join([*lines, "", f"`{found['command']}`; {environment_text(found['environment'])}."])
+    origin = f"`{found['command']}`; {environment_text(found['environment'])}"
+    return "\n".join([*lines, "", f"{origin}. Load of the machine, clients included: {found['load']:.1f}."])
 
 
 def main() -> None:
