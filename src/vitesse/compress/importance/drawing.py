@@ -13,32 +13,37 @@ CURVE = (150, 36)
 MOST_CELLS = 80
 
 
-def strip(values: NDArray[np.float64], *, ordered: bool) -> str:
-    """Return a row of cells as dark as their values, up to the largest of them.
+def score_strip(scores: NDArray[np.float64]) -> str:
+    """Return the scores of a group (units,), largest first, as dark as they are large; many units share a cell."""
+    shown = np.sort(scores)[::-1]
+    parts = np.array_split(shown, min(len(shown), MOST_CELLS))
+    means = [float(part.mean()) for part in parts]
+    told = [f"{part[-1]:.3g} to {part[0]:.3g}" if len(part) > 1 else f"{part[0]:.3g}" for part in parts]
+    return _strip(means, told, max(means))
 
-    Args:
-        values: (units,); below 0 is drawn in another colour.
-        ordered: largest first; many units then share a cell, as their mean. Otherwise one cell a unit, in order.
-    """
-    shown = np.sort(values)[::-1] if ordered else values
-    if ordered and len(shown) > MOST_CELLS:
-        shown = np.array([part.mean() for part in np.array_split(shown, MOST_CELLS)])
-    largest = max(float(np.abs(shown).max()), 1e-12)
+
+def unit_strip(drops: NDArray[np.float64], largest: float) -> str:
+    """Return what each unit of a group costs alone, in points (units,), in their order, as dark as `largest` allows."""
+    told = [f"{index}: {points(drop)}" for index, drop in enumerate(drops.tolist())]
+    return _strip(drops.tolist(), told, largest)
+
+
+def _strip(values: list[float], told: list[str], largest: float) -> str:
     width, height = STRIP
-    side = width / max(len(shown), 8)
-    cells = []
-    for index, value in enumerate(shown.tolist()):
-        dark = abs(value) / largest
-        told = f"{index}: {value:.3g}" if ordered else f"{index}: {points(value)} points"
-        cells.append(
-            f'<rect class="{"s-gain" if value < 0 else "s-cell"}" x="{index * side:.2f}" y="0" '
-            f'width="{max(side - 0.6, 0.4):.2f}" height="{height}" fill-opacity="{dark:.3f}">'
-            f"<title>{told}</title></rect>"
-        )
+    side = width / max(len(values), 8)
+    cells = [
+        f'<rect class="{"s-gain" if value < 0 else "s-cell"}" x="{index * side:.2f}" y="0" '
+        f'width="{max(side - 0.6, 0.4):.2f}" height="{height}" '
+        f'fill-opacity="{abs(value) / max(largest, 1e-12):.3f}"><title>{title}</title></rect>'
+        for index, (value, title) in enumerate(zip(values, told, strict=True))
+    ]
+    label = f"{min(values):.3g} to {max(values):.3g}"
     frame = (
-        f'<rect class="s-frame" x="0.5" y="0.5" width="{len(shown) * side - 1:.2f}" height="{height - 1}"/>'
+        f'<rect class="s-frame" x="0.5" y="0.5" width="{len(values) * side - 1:.2f}" height="{height - 1}"/>'
     )
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_range(values)}">{"".join(cells)}{frame}</svg>'
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(cells)}{frame}</svg>'
+    )
 
 
 def curve(found: Curve, deepest: float) -> str:
@@ -68,7 +73,3 @@ def curve(found: Curve, deepest: float) -> str:
         f'<line class="c-zero" x1="4" y1="5" x2="{width - 4}" y2="5"/><polyline class="c-line" points="{path}"/>{dots}'
         "</svg>"
     )
-
-
-def _range(values: NDArray[np.float64]) -> str:
-    return f"{len(values)} units, {values.min():.3g} to {values.max():.3g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitesse.compress.importance.record import Importance
@@ -59,8 +58,11 @@ def measured_on(found: Importance) -> str:
     how = f"scores by {found.method}" + (f" on {found.images} images" if found.images else "")
     if found.sensitivity is None:
         return f"{how}; nothing was masked (--sensitivity does)"
-    metric = METRICS[found.metric]
-    return f"{how}; {metric} of the whole network {found.sensitivity.base:.2f} on {found.scored} images"
+    whole = (
+        f"{METRICS[found.metric]} of the whole network {found.sensitivity.base:.2f} on {found.scored} images"
+    )
+    grain = f", of which each is worth {100 / found.scored:.2g} points" if found.metric != "coco_ap" else ""
+    return f"{how}; {whole}{grain}"
 
 
 def can_go(one: Together, named: int = 8) -> str:
@@ -74,8 +76,12 @@ def can_go(one: Together, named: int = 8) -> str:
     )
 
 
-def agreements(found: Importance) -> Sequence[str]:
-    """Return per kind how far the scores rank units as masking does."""
-    if found.sensitivity is None:
-        return []
-    return [f"{PLURAL[kind]} {value:.2f}" for kind, value in found.sensitivity.agreement.items()]
+def ranked_alike(found: Importance) -> str:
+    """Return the sentence about the rank agreement of scores and masking; empty where none was measured."""
+    if found.sensitivity is None or not found.sensitivity.agreement:
+        return ""
+    each = [f"{PLURAL[kind]} {value:+.2f}" for kind, value in found.sensitivity.agreement.items()]
+    return (
+        "rank agreement of the scores with the points that each unit costs alone (Spearman, −1 to 1): "
+        + ", ".join(each).replace("-", "−")
+    )

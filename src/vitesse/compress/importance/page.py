@@ -11,14 +11,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import vitesse.report
-from vitesse.compress.importance.drawing import curve, strip
+from vitesse.compress.importance.drawing import curve, score_strip, unit_strip
 from vitesse.compress.importance.figures import (
     PLURAL,
     GroupRow,
-    agreements,
     can_go,
     measured_on,
     points,
+    ranked_alike,
     rows,
 )
 from vitesse.compress.importance.record import Importance
@@ -58,18 +58,15 @@ def render_page(found: Importance) -> str:
     listed = rows(found)
     measured = found.sensitivity is not None
     sentences = [] if found.sensitivity is None else [can_go(one) for one in found.sensitivity.together]
-    if agreements(found):
-        sentences.append(
-            f"The scores rank units as masking them one by one does (Spearman, −1 to 1): {', '.join(agreements(found))}"
-        )
+    if ranked_alike(found):
+        sentences.append(_sentence(ranked_alike(found)))
     sections = [_section(found, kind, [row for row in listed if row.group.kind is kind]) for kind in _TITLES]
     return (
         _environment()
         .get_template("importance.html.j2")
         .render(
             found=found,
-            title=_title(listed) if measured else "What the scores say",
-            lead=measured_on(found).capitalize(),
+            lead=_sentence(measured_on(found)),
             measured=measured,
             sentences=sentences,
             sections=[section for section in sections if section.rows],
@@ -77,15 +74,17 @@ def render_page(found: Importance) -> str:
     )
 
 
-def _title(listed: Sequence[GroupRow]) -> str:
-    most, least = listed[0], listed[-1]
-    return f"{most.group.name} loses most without a quarter, {least.group.name} least"
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _section(found: Importance, kind: Kind, listed: Sequence[GroupRow]) -> _Section:
     alone = {} if found.sensitivity is None else found.sensitivity.alone
     drops = [drop for row in listed if row.curve is not None for drop in row.curve.drops]
     deepest = max([*drops, 0.0])
+    costliest = max(
+        [float(abs(alone[row.group.name]).max()) for row in listed if row.group.name in alone], default=0.0
+    )
     by_unit = any(row.group.name in alone for row in listed)
     made = tuple(
         _Row(
@@ -93,9 +92,9 @@ def _section(found: Importance, kind: Kind, listed: Sequence[GroupRow]) -> _Sect
             row.group.size,
             # The drawings hold numbers only; nothing else is marked as safe.
             Markup(
-                strip(alone[row.group.name], ordered=False)
+                unit_strip(alone[row.group.name], costliest)
                 if row.group.name in alone
-                else strip(found.scores[row.group.name], ordered=True)
+                else score_strip(found.scores[row.group.name])
             ),
             Markup("" if row.curve is None else curve(row.curve, deepest)),
             "" if row.quarter is None else points(row.quarter),
@@ -111,7 +110,7 @@ def _note(kind: Kind, by_unit: bool) -> str:
     if by_unit:
         return (
             f"The {PLURAL[kind]} in their own order; the darker, the more the metric falls without this one, from 0 to "
-            "the most that any of the group costs; amber: it rises."
+            "the most that any of these costs; amber: it rises."
         )
     return (
         f"The {PLURAL[kind]} of a group from the most to the least important; the darker, the nearer to the group's "

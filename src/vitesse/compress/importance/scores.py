@@ -140,7 +140,7 @@ def _norm(module: nn.Module, name: str | None) -> FrozenBatchNorm:
 
 def _taylor(trainable: Trainable, batches: Sequence[Batch], loss: Loss) -> Scores:
     module = trainable.module
-    device = next(module.parameters()).device
+    weight = next(module.parameters())
     places = sites(trainable)
     has_gate = [site for site in places if site.group.kind is not Kind.QUERIES]
     totals = {site.group.name: torch.zeros(site.group.size, dtype=torch.float64) for site in places}
@@ -150,11 +150,13 @@ def _taylor(trainable: Trainable, batches: Sequence[Batch], loss: Loss) -> Score
     try:
         for batch in batches:
             gates = {
-                site: torch.ones(len(batch), site.group.size, device=device, requires_grad=True)
+                site: torch.ones(
+                    len(batch), site.group.size, device=weight.device, dtype=weight.dtype, requires_grad=True
+                )
                 for site in has_gate
             }
             with gated(module, gates):
-                value = loss(module, batch.to(device))
+                value = loss(module, batch.to(weight.device))
             _refuse_broken(value)
             # The loss is a mean over images; times their number, every image counts alike in any batch.
             gradients = torch.autograd.grad(len(batch) * value, list(gates.values()))

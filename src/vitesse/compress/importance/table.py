@@ -10,10 +10,10 @@ from rich.text import Text
 from vitesse.compress.importance.figures import (
     PLURAL,
     GroupRow,
-    agreements,
     can_go,
     measured_on,
     points,
+    ranked_alike,
     rows,
 )
 from vitesse.compress.importance.record import Importance
@@ -42,10 +42,9 @@ def print_importance(found: Importance, console: Console | None = None) -> None:
     for one in found.sensitivity.together:
         console.print()
         console.print(Text(can_go(one)), highlight=False)
-    if agreements(found):
-        told = f"rank agreement of the scores with masking one by one: {', '.join(agreements(found))}"
+    if ranked_alike(found):
         console.print()
-        console.print(Text(told, style="dim"), highlight=False)
+        console.print(Text(ranked_alike(found), style="dim"), highlight=False)
 
 
 def _print(console: Console, title: str, listed: Iterable[GroupRow], name: int) -> None:
