@@ -1,0 +1,179 @@
+"""The whole of `vitesse prune`: importance, cut, fine-tune on the original's answers, save, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from vitesse.compress.distillation.distil import distil
+from vitesse.compress.distillation.options import DistilOptions
+from vitesse.compress.distillation.tasks import task_loss
+from vitesse.compress.importance.images import labelled_batches
+from vitesse.compress.importance.record import scores_for
+from vitesse.compress.importance.scores import Scores, scores
+from vitesse.compress.pruning.prune import Pruned, prune
+from vitesse.compress.scoring import Scorer, scorer
+from vitesse.data.dataset import open_dataset
+from vitesse.errors import UsageError
+from vitesse.progress import Progress
+from vitesse.sources.source import Given
+from vitesse.sources.trainable import Trainable, open_trainable, save_trainable
+from vitesse.storage import write_atomically
+from vitesse.training.data.opening import open_training
+from vitesse.training.data.reading import read_training
+from vitesse.training.devices import open_fabric
+from vitesse.training.loop import Trained
+
+RECORD = "pruning.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is pruned, and how.
+
+    Args:
+        model: a path, as `open_trainable` takes it.
+        share: of the operations that stay, above 0 and at most 1.
+        data: training images, for Taylor scores and for fine-tuning.
+        val: images to score on.
+        importance: a file of `vitesse importance`; None: scored here by `method` on `images` images.
+        learning: how the pruned network is fine-tuned; None: not at all.
+        labels: whether the labels of `data` are used, by the scores.
+    """
+
+    model: str
+    share: float
+    data: Path | None = None
+    val: Path | None = None
+    given: Given | None = None
+    importance: Path | None = None
+    method: str = "taylor"
+    images: int = 256
+    multiple: int = 8
+    decoder_layers: int | None = None
+    labels: bool = True
+    learning: DistilOptions | None = None
+
+
+@dataclass(frozen=True)
+class PruneRun:
+    """What came of it.
+
+    Args:
+        scores: "original", "pruned" and "fine-tuned" → points of `metric`; empty without images to score on.
+        metric: "coco_ap", "top1", "agreement" (with the original), or "" where nothing was scored.
+        trained: of the fine-tuning; None where there was none.
+        notes: on the data.
+    """
+
+    pruned: Pruned
+    scores: Mapping[str, float]
+    metric: str
+    trained: Trained | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def prune_to(out: Path, job: Job, *, progress: Progress | None = None) -> PruneRun:
+    """Prune into a folder: model.safetensors, config.json, pruning.json, and the training's log and checkpoints.
+
+    The fine-tuning of an interrupted run is gone on from.
+
+    Raises:
+        UsageError: see `prune`; or no images where some are needed.
+        ModelError, SpecError, DataError: see `open_trainable`, `scores_for`, `open_training`, `distil`.
+        StorageError: the folder cannot be written.
+    """
+    original = open_trainable(job.model, job.given)
+    pruned = prune(
+        original,
+        job.share,
+        _importance(job, original),
+        multiple=job.multiple,
+        decoder_layers=job.decoder_layers,
+    )
+    score = (
+        None
+        if job.val is None
+        else scorer(original, open_dataset(job.val, spec=original.spec, holdout=0).val)
+    )
+    points: dict[str, float] = {}
+    if score is not None:
+        points = {name: _points(score, one, job) for name, one in _both(original, pruned)}
+    trained: Trained | None = None
+    notes: tuple[str, ...] = ()
+    if job.learning is not None:
+        student = pruned.trainable
+        data = open_training(
+            _data(job), student.spec, labels=job.learning.labels, seed=job.learning.train.seed
+        )
+        notes = data.notes
+        trained = distil(
+            original,
+            student,
+            data,
+            job.learning,
+            out,
+            score=score,
+            progress=progress,
+            data_sha256=data.sha256,
+        )
+        if trained.score is not None:
+            points["fine-tuned"] = trained.score
+    save_trainable(pruned.trainable, out)
+    run = PruneRun(pruned, points, score.metric if score else "", trained, notes)
+    write_atomically(out / RECORD, (json.dumps(_record(job, run), indent=2) + "\n").encode())
+    return run
+
+
+def _importance(job: Job, original: Trainable) -> Scores:
+    if job.importance is not None:
+        return scores_for(job.importance, original)
+    if job.method != "taylor":
+        return scores(original, job.method)
+    if job.images < 1:
+        raise UsageError(f"--images {job.images}", expected="1 or more")
+    split, _ = read_training(_data(job), original.spec, job.labels)
+    return scores(
+        original, "taylor", labelled_batches(original, split.spread(job.images)), task_loss(original)
+    )
+
+
+def _data(job: Job) -> Path:
+    if job.data is None:
+        raise UsageError(
+            "no training images",
+            expected="--data FOLDER: Taylor scores and fine-tuning need images",
+            fix="or --method l1 without --finetune, which needs none",
+        )
+    return job.data
+
+
+def _both(original: Trainable, pruned: Pruned) -> tuple[tuple[str, Trainable], ...]:
+    return ("original", original), ("pruned", pruned.trainable)
+
+
+def _points(score: Scorer, trainable: Trainable, job: Job) -> float:
+    """Score where the fine-tuning will run; several GPUs must not be touched before they are shared out."""
+    alone = job.learning is not None and job.learning.train.devices == 1
+    device = open_fabric(job.learning.train).device if job.learning and alone else torch.device("cpu")
+    try:
+        return score(trainable.module.to(device))
+    finally:
+        trainable.module.cpu()
+
+
+def _record(job: Job, run: PruneRun) -> dict[str, object]:
+    return {
+        "asked": {"flops": job.share, "multiple": job.multiple, "decoder_layers": job.decoder_layers},
+        "importance": "file" if job.importance else job.method,
+        "flops": list(run.pruned.flops),
+        "parameters": list(run.pruned.parameters),
+        "metric": run.metric,
+        "scores": dict(run.scores),
+        "steps": run.trained.steps if run.trained else 0,
+        "kept": {name: list(units) for name, units in run.pruned.kept.items()},
+    }
