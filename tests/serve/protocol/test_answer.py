@@ -89,3 +89,25 @@ def test_bytes_that_are_no_text_go_in_binary_only() -> None:
 def test_an_output_that_the_model_did_not_give_is_named() -> None:
     with pytest.raises(Refusal, match=r"model 'm' gave no output 'boxes', only \['labels', 'scores'\]"):
         write_answer(wants(WantedOutput("boxes", True)), OUTPUTS, "m", "1")
+
+
+def test_an_output_of_many_values_is_written_in_pieces_that_make_one_list() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 4097)).astype(np.float32)
+    document = json.loads(write_answer(wants(request_id="x"), {"y": values, "z": values[:0]}, "m", "1")[0])
+    first, second = document["outputs"]
+    assert np.array_equal(np.float32(first["data"]).reshape(first["shape"]), values)
+    assert (second["data"], document["id"]) == ([], "x")
+
+
+def test_no_piece_of_json_holds_the_interpreter_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = 0
+
+    def dumps(value: object, **options: object) -> str:
+        nonlocal longest
+        longest = max(longest, len(value)) if isinstance(value, list) else longest
+        return plain(value, **options)  # type: ignore[arg-type]
+
+    plain = json.dumps
+    monkeypatch.setattr(json, "dumps", dumps)
+    write_answer(wants(), {"y": np.zeros((1, 100_000), np.float32)}, "m", "1")
+    assert longest == 4096

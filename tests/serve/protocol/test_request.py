@@ -22,7 +22,7 @@ from v2_bodies import (
     tensor,
 )
 from vitesse.backends.protocol import TensorInfo
-from vitesse.serve.protocol import ShapeRange, Signature, WantedOutput
+from vitesse.serve.protocol import ShapeRange, Signature, WantedOutput, in_one_piece
 from vitesse.serve.refusals import Refusal
 
 GIB = 2**30
@@ -311,3 +311,18 @@ def test_a_refusal_passes_through_a_with_statement() -> None:
 
     with pytest.raises(Refusal, match="empty"), region():
         read(b"")
+
+
+@pytest.mark.parametrize("header", [b'{"a":1}', b"{}", b"x" * 63])
+def test_a_body_in_one_piece_has_its_tensors_at_an_aligned_address(header: bytes) -> None:
+    parts = [header + b"\1\2", b"", b"\3" * 1000]
+    body = in_one_piece(parts, str(len(header)))
+    assert bytes(body) == b"".join(parts)
+    tensor = np.frombuffer(memoryview(body)[len(header) :], np.uint8)
+    assert tensor.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("header", [None, "", "-1", "²", "9" * 5000, "1e3"])
+def test_a_header_length_that_is_none_leaves_the_body_as_it_came(header: str | None) -> None:
+    assert bytes(in_one_piece([b"ab", b"c"], header)) == b"abc"
+    assert bytes(in_one_piece([], header)) == b""
