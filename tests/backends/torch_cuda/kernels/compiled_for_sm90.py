@@ -52,9 +52,11 @@ def signature(value: Any) -> str:
 
 
 def facts(launch: Launch) -> dict[str, Any]:
-    """Compile as the launcher would: None and 1 are constants, multiples of 16 are known as such."""
+    """Compile as the launcher would on an H100: None and 1 are constants, multiples of 16 are known as such."""
     kernel, arguments, named = launch
+    named |= {"DEPENDENT": True}
     options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+    options["launch_pdl"] = True
     names = [parameter.name for parameter in kernel.params]
     given = dict(zip(names, arguments, strict=False))
     types = {name: signature(given[name]) if name in given else "constexpr" for name in names}
@@ -70,6 +72,7 @@ def facts(launch: Launch) -> dict[str, Any]:
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": ptx.count("mma.sync"),
         "tma": ptx.count("cp.async.bulk.tensor"),
+        "waits": ptx.count("griddepcontrol.wait"),
         "loads": len(re.findall(r"ld\.global", ptx)),
         "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64", ptx)),
         "shared_bytes": made.metadata.shared,

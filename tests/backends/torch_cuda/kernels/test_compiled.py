@@ -44,6 +44,11 @@ def test_nothing_spills_and_everything_fits(compiled: dict[str, dict[str, Any]])
         assert facts["registers"] <= 255
 
 
+def test_launched_early_it_waits_for_what_it_reads(compiled: dict[str, dict[str, Any]]) -> None:
+    for name, facts in compiled.items():
+        assert facts["waits"] == 1, (name, facts)
+
+
 def test_large_products_use_the_tensor_cores_of_a_warpgroup(compiled: dict[str, dict[str, Any]]) -> None:
     for name, facts in compiled.items():
         if name.startswith(("attention", "patches")):

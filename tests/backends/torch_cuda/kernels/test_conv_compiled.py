@@ -37,6 +37,11 @@ def test_nothing_spills_and_everything_fits(compiled: dict[str, dict[str, Any]])
         assert facts["shared_bytes"] <= SHARED_BYTES, (name, facts)
 
 
+def test_launched_early_it_waits_for_what_it_reads(compiled: dict[str, dict[str, Any]]) -> None:
+    for name, facts in compiled.items():
+        assert facts["waits"] == 1, (name, facts)
+
+
 def test_every_convolution_uses_the_tensor_cores_of_a_warpgroup(compiled: dict[str, dict[str, Any]]) -> None:
     for name, facts in compiled.items():
         assert (facts["wgmma"] > 0) == name.startswith("conv"), (name, facts)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 pytest.importorskip("torch", reason="the PyTorch engine needs torch")
@@ -54,13 +52,6 @@ def test_boxes_are_offered_where_the_tma_unit_can_read_them() -> None:
     assert {config.program for config in choices(geometry(128, 100, 167, 1), 2, 132, descriptors=False)} == {
         TAPS
     }
-
-
-def test_early_launches_are_tried_on_the_favourites_where_the_gpu_has_them() -> None:
-    found = choices(geometry(256, 50, 84, 1), 2, 132)
-    plain = [config for config in found if not config.dependent]
-    assert [replace(config, dependent=False) for config in found if config.dependent] == plain[:3]
-    assert choices(geometry(256, 50, 84, 1), 2, 132, dependent=False) == plain
 
 
 def test_a_tile_that_would_spill_beside_a_residual_is_not_offered() -> None:

@@ -24,7 +24,7 @@ CASES: dict[str, tuple[GemmConfig, str, str, str, bool]] = {
     "large with residual": (LARGE, "fp16", "fp16", "", True),
     "large of e4m3": (dataclasses.replace(LARGE, block_k=128), "fp8e4nv", "fp8e4nv", "gelu", False),
     "promoted": (GemmConfig(128, 128, 128, 8, 4, fast_sum=False), "fp8e4nv", "fp16", "", True),
-    "shares of K": (GemmConfig(64, 64, 64, 4, 4, split_k=4, dependent=True), "fp16", "fp16", "", True),
+    "shares of K": (GemmConfig(64, 64, 64, 4, 4, split_k=4), "fp16", "fp16", "", True),
     "two at once": (GemmConfig(128, 128, 64, 4, 3), "fp16", "fp16", "gelu", False),
     "pointers": (GemmConfig(64, 128, 64, 4, 4, operands="pointers"), "fp16", "fp16", "relu", False),
 }
@@ -45,6 +45,7 @@ def described(config: GemmConfig, operand: str, out: str, activation: str, resid
         "SHARED_ROWS": False,
         "DESCRIPTORS": by_tma,
         "OUT_DESCRIPTOR": by_tma,
+        "DEPENDENT": True,
         "EVEN_K": True,
         "PROMOTED": None if config.fast_sum else k,
         "BLOCK_M": m,
@@ -57,7 +58,7 @@ def described(config: GemmConfig, operand: str, out: str, activation: str, resid
     if config.persistent:
         constants |= {"PROGRAMS": 132}
     else:
-        constants |= {"SPLIT": config.split_k, "DEPENDENT": config.dependent}
+        constants |= {"SPLIT": config.split_k}
         split = config.split_k > 1
         (signature if split else constants).update({"partial": "*fp32" if split else None})
         (signature if split else constants).update({"arrived": "*i32" if split else None})
@@ -69,7 +70,7 @@ def described(config: GemmConfig, operand: str, out: str, activation: str, resid
         "options": {
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
-            "launch_pdl": config.dependent,
+            "launch_pdl": True,
         },
     }
 

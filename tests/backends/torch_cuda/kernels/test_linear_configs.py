@@ -33,22 +33,22 @@ SHAPES = [
 @pytest.mark.parametrize("item_bytes", [1, 2])
 @pytest.mark.parametrize("residual", [False, True])
 def test_every_shape_gets_a_few_distinct_configurations_that_fit(m, n, k, item_bytes, residual):
-    found = choices(m, n, k, item_bytes, 132, descriptors=True, dependent=True, residual=residual)
+    found = choices(m, n, k, item_bytes, 132, descriptors=True, residual=residual)
     assert 3 <= len(found) <= 12
     assert len(set(found)) == len(found)
     for one in found:
         assert one.shared_bytes(item_bytes) <= SHARED_BYTES
-        assert not (one.persistent and (one.split_k > 1 or one.dependent))
+        assert not (one.persistent and one.split_k > 1)
         assert one.block_k * item_bytes == 128, "a row of a tile fills the 128 bytes of the swizzle"
 
 
 def test_large_products_get_large_tiles_and_no_split():
-    best = choices(6304, 3072, 768, 2, 132, descriptors=True, dependent=True)[0]
+    best = choices(6304, 3072, 768, 2, 132, descriptors=True)[0]
     assert best.block_m * best.block_n >= 128 * 128 and best.split_k == 1
 
 
 def test_few_rows_with_a_long_sum_are_split_or_get_small_tiles():
-    best = choices(197, 768, 3072, 2, 132, descriptors=True, dependent=True)[0]
+    best = choices(197, 768, 3072, 2, 132, descriptors=True)[0]
     tiles = -(-197 // best.block_m) * -(-768 // best.block_n) * best.split_k
     assert tiles > 66, "most of the multiprocessors work"
 
@@ -61,8 +61,8 @@ def test_one_tile_more_than_there_are_multiprocessors_costs_a_wave():
 
 
 def test_a_residual_leaves_out_what_has_no_room_for_it():
-    without = choices(6304, 3072, 768, 2, 132, descriptors=True, dependent=True)
-    beside = choices(6304, 3072, 768, 2, 132, descriptors=True, dependent=True, residual=True)
+    without = choices(6304, 3072, 768, 2, 132, descriptors=True)
+    beside = choices(6304, 3072, 768, 2, 132, descriptors=True, residual=True)
     assert any(one.persistent and one.block_n == 256 for one in without)
     assert not any(one.persistent and one.block_m * one.block_n > 128 * 128 for one in beside)
     assert not any((one.block_m, one.block_n) == (64, 256) for one in beside)
@@ -74,5 +74,5 @@ def test_a_configuration_survives_its_document():
 
 
 def test_without_tma_or_early_launch_nothing_asks_for_them():
-    for one in choices(1050, 256, 256, 2, 108, descriptors=False, dependent=False):
-        assert one.operands == "pointers" and not one.persistent and not one.dependent
+    for one in choices(1050, 256, 256, 2, 108, descriptors=False):
+        assert one.operands == "pointers" and not one.persistent

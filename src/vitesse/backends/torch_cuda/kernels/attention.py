@@ -15,6 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
 from vitesse.backends.torch_cuda.kernels import attention_kernel
+from vitesse.backends.torch_cuda.kernels.dependence import launched_early
 from vitesse.backends.torch_cuda.steps import E4M3
 
 INPUTS = (torch.float16, torch.bfloat16)
@@ -117,6 +118,7 @@ def _launch(tensors: Tensors, attributes: Attributes, config: dict[str, Any]) ->
         _block(x, batch, heads, channels, block_n, config["tma"])
         for x, channels in ((k, size), (v, value_size))
     )
+    early = launched_early(q.device)
     log2_e = attention_kernel.LOG2_E.value if kind == "" else 1.0
     attention_kernel.attend[(-(-sq // block_m) * heads * batch, splits)](
         *(q, k, v, *blocks, given, out, partial, rows),
@@ -141,6 +143,7 @@ def _launch(tensors: Tensors, attributes: Attributes, config: dict[str, Any]) ->
         PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee",
         STAGES=config["num_stages"],
         num_warps=config["num_warps"],
+        **early,
     )
     if splits > 1:
         lines, at_once = batch * sq * heads, 8
@@ -152,6 +155,7 @@ def _launch(tensors: Tensors, attributes: Attributes, config: dict[str, Any]) ->
             SPLITS=splits,
             MASK=kind,
             num_warps=4,
+            **early,
         )
     return out
 

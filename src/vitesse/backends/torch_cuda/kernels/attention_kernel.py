@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vitesse.backends.torch_cuda.kernels.dependence import let_next_begin, wait_for_previous
 from vitesse.backends.torch_cuda.kernels.epilogue import rounded
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -61,8 +62,11 @@ def attend(
     SHARED_KEYS: tl.constexpr,  # one set of keys, or of values, for the whole batch
     SHARED_VALUES: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Write `BLOCK_M` rows of one head: grid (tiles of queries · heads · batch, splits)."""
+    let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     tiles: tl.constexpr = (SQ + BLOCK_M - 1) // BLOCK_M
     index = tl.program_id(0)
     first = index % tiles * BLOCK_M
@@ -148,8 +152,11 @@ def combine(
     LINES: tl.constexpr,
     SPLITS: tl.constexpr,
     MASK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Add what the splits found, in their order, so that the result never varies: grid (lines / LINES,)."""
+    let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     unit: tl.constexpr = 1.0 if MASK == "" else LOG2_E
     line = tl.program_id(0) * LINES + tl.arange(0, LINES)
     here = line < lines

@@ -21,7 +21,8 @@ from vitesse.backends.torch_cuda.kernels.conv_configs import (
     tiles_of,
 )
 from vitesse.backends.torch_cuda.kernels.conv_program import boxes, taps
-from vitesse.backends.torch_cuda.kernels.epilogue import INTERPRETED, approximate
+from vitesse.backends.torch_cuda.kernels.dependence import launched_early
+from vitesse.backends.torch_cuda.kernels.epilogue import approximate
 from vitesse.backends.torch_cuda.kernels.geometry import HALVES, Geometry, channels_last, epilogue_of
 from vitesse.backends.torch_cuda.kernels.linear import MOST_ELEMENTS, TMA_BYTES
 from vitesse.backends.torch_cuda.kernels.linear_operands import Epilogue
@@ -67,11 +68,10 @@ class TritonConv:
         found = Geometry.of(tensors, attributes)
         if _is_stem(found, weight):
             return [Tactic(self.name, config.document()) for config in stem_choices(found)]
-        hopper = device.capability >= (9, 0)
         size = weight.dtype.itemsize
-        readable = hopper and found.channels * size % TMA_BYTES == 0
+        readable = device.capability >= (9, 0) and found.channels * size % TMA_BYTES == 0
         added = residual is not None
-        made = choices(found, size, device.sms, residual=added, descriptors=readable, dependent=hopper)
+        made = choices(found, size, device.sms, residual=added, descriptors=readable)
         return [Tactic(self.name, config.document()) for config in made]
 
     def prepare(self, tensors: Tensors, attributes: Attributes, tactic: Tactic) -> Run:
@@ -134,17 +134,15 @@ def _constants(found: Geometry, epilogue: Epilogue) -> dict[str, Any]:
     }
 
 
-def _launching(config: ConvConfig) -> dict[str, Any]:
-    """Return what all launches have: the tile's filters and channels, warps, stages."""
-    chosen: dict[str, Any] = {
+def _launching(config: ConvConfig, device: torch.device) -> dict[str, Any]:
+    """Return what all launches have: the tile's filters and channels, warps, stages, dependence."""
+    return {
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
+        **launched_early(device),
     }
-    if config.dependent and not INTERPRETED:
-        chosen["launch_pdl"] = True
-    return chosen
 
 
 def _launch_taps(
@@ -165,11 +163,10 @@ def _launch_taps(
         TAPS_X=found.kernel[1],
         STRIDE_Y=found.strides[0],
         STRIDE_X=found.strides[1],
-        DEPENDENT=config.dependent and not INTERPRETED,
         BLOCK_M=config.block_m,
         GROUP=config.group,
         **constants,
-        **_launching(config),
+        **_launching(config, x.device),
     )
 
 
@@ -189,11 +186,10 @@ def _launch_boxes(
         C_PADDED=packed.shape[1] // found.taps,
         TAPS=found.taps,
         TAPS_X=found.kernel[1],
-        DEPENDENT=config.dependent and not INTERPRETED,
         BLOCK_Y=rows,
         BLOCK_X=config.box_x,
         **constants,
-        **_launching(config),
+        **_launching(config, x.device),
     )
 
 
@@ -216,7 +212,7 @@ def _launch_stem(
         STRIDE_X=found.strides[1],
         BLOCK_M=config.block_m,
         **constants,
-        **_launching(config),
+        **_launching(config, x.device),
     )
 
 

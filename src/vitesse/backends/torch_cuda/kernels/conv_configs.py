@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vitesse.backends.torch_cuda.kernels.geometry import Geometry
@@ -24,7 +24,7 @@ TILE_CYCLES = 1500.0
 DEPTH_BYTES = 128
 # Filters of a stem's product at once, and how deep it goes at once.
 STEM_DEPTH = 32
-MOST_TAPS, MOST_BOXES, MOST_DEPENDENT = 6, 3, 3
+MOST_TAPS, MOST_BOXES = 8, 4
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class ConvConfig:
         block_m, block_n, block_k: pixels, filters and channels of a tile; for BOXES block_m = rows · box_x.
         box_x: how many pixels of a BOXES tile lie side by side; 0 for the others.
         group: tiles of pixels that are walked before the next tile of filters.
-        dependent: programmatic dependent launch; compute capability 9.0 or newer, not for STEM.
     """
 
     program: str
@@ -47,7 +46,6 @@ class ConvConfig:
     num_stages: int
     box_x: int = 0
     group: int = 8
-    dependent: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return it as Tactic.config has it."""
@@ -82,7 +80,6 @@ def choices(
     *,
     residual: bool = False,
     descriptors: bool = True,
-    dependent: bool = True,
 ) -> list[ConvConfig]:
     """Return what is worth measuring for a convolution of many channels, best guess first.
 
@@ -91,7 +88,6 @@ def choices(
         sms: multiprocessors of the device.
         residual: whether one is added: it takes registers beside the sums.
         descriptors: whether the TMA unit is there and can read x: stride 1, pixels of a multiple of 16 bytes.
-        dependent: whether programmatic dependent launch is there.
     """
     depth = block_k(found, item_bytes)
     ranked: list[tuple[float, ConvConfig]] = []
@@ -108,9 +104,7 @@ def choices(
     ranked.sort(key=lambda entry: entry[0])
     first = [config for _, config in ranked if config.program == TAPS][:MOST_TAPS]
     second = [config for _, config in ranked if config.program == BOXES][:MOST_BOXES]
-    kept = [config for _, config in ranked if config in first or config in second]
-    # What the model does not see is tried on its favourites.
-    return kept + [replace(config, dependent=True) for config in kept[:MOST_DEPENDENT] if dependent]
+    return [config for _, config in ranked if config in first or config in second]
 
 
 def stem_choices(found: Geometry) -> list[ConvConfig]:

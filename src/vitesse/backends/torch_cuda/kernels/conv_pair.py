@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
 from vitesse.backends.torch_cuda.kernels.conv_configs import ConvConfig, choices, tiles_of
 from vitesse.backends.torch_cuda.kernels.conv_pair_program import pair
+from vitesse.backends.torch_cuda.kernels.dependence import launched_early
 from vitesse.backends.torch_cuda.kernels.epilogue import approximate
 from vitesse.backends.torch_cuda.kernels.geometry import HALVES, Geometry, channels_last, epilogue_of
 from vitesse.backends.torch_cuda.kernels.geometry import pair as both
@@ -40,7 +41,7 @@ class TritonConvPair:
     def tactics(self, tensors: Tensors, attributes: Attributes, device: DeviceFacts) -> list[Tactic]:
         """Return the tiles that conv_configs ranks highest for one product as deep as both together."""
         found = _product(tensors)
-        made = choices(found, 2, device.sms, descriptors=False, dependent=False)
+        made = choices(found, 2, device.sms, descriptors=False)
         return [Tactic(self.name, config.document()) for config in made]
 
     def prepare(self, tensors: Tensors, attributes: Attributes, tactic: Tactic) -> Run:
@@ -85,6 +86,7 @@ class TritonConvPair:
                 GROUP=config.group,
                 num_warps=config.num_warps,
                 num_stages=config.num_stages,
+                **launched_early(first.device),
             )
             return (out,)
 

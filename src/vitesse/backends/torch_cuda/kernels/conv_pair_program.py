@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from vitesse.backends.torch_cuda.kernels.conv_program import finish
+from vitesse.backends.torch_cuda.kernels.dependence import let_next_begin, wait_for_previous
 
 
 @triton.jit
@@ -35,6 +36,7 @@ def pair(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Compute BLOCK_M consecutive pixels of BLOCK_N filters, BLOCK_K channels at a time, those of x first.
 
@@ -46,6 +48,7 @@ def pair(
         out: [B, out_height, out_width, N], dense; pixels: B · out_height · out_width.
         GROUP: tiles of pixels that are walked before the next tile of filters, so that L2 keeps both.
     """
+    let_next_begin(DEPENDENT)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     tile = tl.program_id(0)
     first = tile // (GROUP * tiles_n) * GROUP
@@ -64,6 +67,7 @@ def pair(
     depth: tl.constexpr = C_PADDED + OTHER_PADDED
     filters = weight + n[:, None] * depth + k[None, :]
 
+    wait_for_previous(DEPENDENT)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(depth // BLOCK_K):
         is_own = step < blocks

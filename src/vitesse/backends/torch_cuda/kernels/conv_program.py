@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from vitesse.backends.torch_cuda.kernels.dependence import let_next_begin, wait_for_previous
 from vitesse.backends.torch_cuda.kernels.epilogue import activated, rounded
 
 
@@ -57,10 +57,9 @@ def taps(
         pixels: B · out_height · out_width.
         TAPS, TAPS_X: pixels that a filter reads, in all and in a row.
         GROUP: tiles of pixels that are walked before the next tile of filters, so that L2 keeps both.
-        DEPENDENT: programmatic dependent launch, as gemm.gemm has it.
+        DEPENDENT: see dependence.py.
     """
-    if DEPENDENT:
-        gdc_launch_dependents()
+    let_next_begin(DEPENDENT)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     tile = tl.program_id(0)
     first = tile // (GROUP * tiles_n) * GROUP
@@ -77,8 +76,7 @@ def taps(
     k = tl.arange(0, BLOCK_K)
     blocks: tl.constexpr = C_PADDED // BLOCK_K
     filters = weight + n[:, None] * (TAPS * C_PADDED) + k[None, :]
-    if DEPENDENT:
-        gdc_wait()
+    wait_for_previous(DEPENDENT)
 
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(TAPS * blocks):
@@ -139,8 +137,7 @@ def boxes(
         weight: tensor descriptor [N, TAPS · C_PADDED] in blocks [BLOCK_N, BLOCK_K].
         others: as `taps` has them.
     """
-    if DEPENDENT:
-        gdc_launch_dependents()
+    let_next_begin(DEPENDENT)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     tile = tl.program_id(0) // tiles_n
     n0 = tl.program_id(0) % tiles_n * BLOCK_N
@@ -150,8 +147,7 @@ def boxes(
     y0 = tile // across % down * BLOCK_Y
     image = tile // (across * down)
     blocks: tl.constexpr = C_PADDED // BLOCK_K
-    if DEPENDENT:
-        gdc_wait()
+    wait_for_previous(DEPENDENT)
 
     total = tl.zeros((BLOCK_Y * BLOCK_X, BLOCK_N), dtype=tl.float32)
     for step in range(TAPS * blocks):

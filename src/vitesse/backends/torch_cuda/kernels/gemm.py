@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from vitesse.backends.torch_cuda.kernels.dependence import let_next_begin, wait_for_previous
 from vitesse.backends.torch_cuda.kernels.epilogue import activated, rounded
 
 
@@ -53,17 +53,14 @@ def gemm(
     each tile) adds them in the order of K, so that the result does not depend on who was last, ends the tile and puts
     the zero back for the next launch.
 
-    DEPENDENT: programmatic dependent launch. The next kernel may be launched at once, and everything before this one
-    has ended before x, the residual or any output is touched; constants may be read before.
+    DEPENDENT: see dependence.py.
     """
-    if DEPENDENT:
-        gdc_launch_dependents()
+    let_next_begin(DEPENDENT)
     tile = tl.program_id(0)
     m, n = _place(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
     columns = n + tl.arange(0, BLOCK_N)
     factor, offset = _vectors(scale, bias, columns, N)
-    if DEPENDENT:
-        gdc_wait()
+    wait_for_previous(DEPENDENT)
     steps = tl.cdiv(K, BLOCK_K)
     share = tl.cdiv(steps, SPLIT)
     first = tl.program_id(1) * share
@@ -122,12 +119,15 @@ def persistent_gemm(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """A fixed number of programs walk over the tiles; the operands of the next tile load while one is ended.
 
     Triton 3.6 does not give the loads warps of their own here: `warp_specialize` does nothing on compute capability 9.0
     with eight warps, and does not compile with four.
     """
+    let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
         m, n = _place(tile, M, N, BLOCK_M, BLOCK_N, GROUP)

@@ -10,7 +10,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
-from vitesse.backends.torch_cuda.kernels.epilogue import INTERPRETED, approximate
+from vitesse.backends.torch_cuda.kernels.dependence import launched_early
+from vitesse.backends.torch_cuda.kernels.epilogue import approximate
 from vitesse.backends.torch_cuda.kernels.gemm import gemm, persistent_gemm
 from vitesse.backends.torch_cuda.kernels.linear_configs import GemmConfig, choices
 from vitesse.backends.torch_cuda.kernels.linear_operands import Epilogue, Operands, rows_of
@@ -89,15 +90,19 @@ def launch(
     )
     sizes = (m, n, k, x.stride(0), out.stride(0), 0 if residual is None else residual.stride(0), rows)
     numbers = (*sizes, 1.0 / out_scale if out_scale > 0 else 1.0)
-    constants = _tile(config) | {
-        "ACTIVATION": activation,
-        "APPROXIMATE": approximate(out.dtype),
-        "RESIDUAL_FIRST": residual_first,
-        "SHARED_ROWS": rows != m,
-        "OUT_DESCRIPTOR": stored,
-        "EVEN_K": k % config.block_k == 0,
-        "PROMOTED": None if config.fast_sum or x.dtype != E4M3 else config.block_k,
-    }
+    constants = (
+        _tile(config)
+        | launched_early(x.device)
+        | {
+            "ACTIVATION": activation,
+            "APPROXIMATE": approximate(out.dtype),
+            "RESIDUAL_FIRST": residual_first,
+            "SHARED_ROWS": rows != m,
+            "OUT_DESCRIPTOR": stored,
+            "EVEN_K": k % config.block_k == 0,
+            "PROMOTED": None if config.fast_sum or x.dtype != E4M3 else config.block_k,
+        }
+    )
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
     if config.persistent:
         programs = min(tiles, _multiprocessors(x.device))
@@ -107,7 +112,7 @@ def launch(
     if config.split_k > 1:
         partial = torch.empty(config.split_k * m * n, dtype=torch.float32, device=x.device)
         arrived = Counters(config, m, n).here(x.device) if arrived is None else arrived
-    gemm[(tiles, config.split_k)](*operands, partial, arrived, *numbers, **_launched(config), **constants)
+    gemm[(tiles, config.split_k)](*operands, partial, arrived, *numbers, SPLIT=config.split_k, **constants)
 
 
 class TritonLinear:
@@ -133,8 +138,7 @@ class TritonLinear:
         """Return the configurations that linear_configs ranks highest for this shape and device."""
         node = Operands.of(tensors)
         bytes_each = node.x.dtype.itemsize
-        hopper = device.capability >= (9, 0)
-        described = hopper and node.k * bytes_each % TMA_BYTES == 0
+        described = device.capability >= (9, 0) and node.k * bytes_each % TMA_BYTES == 0
         found = choices(
             node.m,
             node.n,
@@ -142,7 +146,6 @@ class TritonLinear:
             bytes_each,
             device.sms,
             descriptors=described,
-            dependent=hopper,
             residual=node.residual is not None,
         )
         return [Tactic(self.name, config.document()) for config in found]
@@ -189,13 +192,6 @@ def _tile(config: GemmConfig) -> dict[str, Any]:
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }
-
-
-def _launched(config: GemmConfig) -> dict[str, Any]:
-    """What `gemm` alone takes of a configuration."""
-    dependent = config.dependent and not INTERPRETED
-    early = {"launch_pdl": True} if dependent else {}
-    return {"SPLIT": config.split_k, "DEPENDENT": dependent, **early}
 
 
 def _describable(tensor: Tensor) -> bool:

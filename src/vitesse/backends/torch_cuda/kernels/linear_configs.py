@@ -36,7 +36,6 @@ class GemmConfig:
         persistent: a program for each multiprocessor walks over the tiles; not with split_k.
         fast_sum: sums of E4M3 products stay in the tensor core's shorter accumulator instead of going to float32
             after every block_k.
-        dependent: programmatic dependent launch, compute capability 9.0 or newer; not with `persistent`.
     """
 
     block_m: int
@@ -49,7 +48,6 @@ class GemmConfig:
     operands: str = "descriptors"
     persistent: bool = False
     fast_sum: bool = True
-    dependent: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return it as Tactic.config has it."""
@@ -96,7 +94,6 @@ def choices(
     sms: int,
     *,
     descriptors: bool,
-    dependent: bool,
     residual: bool = False,
 ) -> list[GemmConfig]:
     """Return at most 12 configurations for [m, k] · [k, n], the one that should be fastest first.
@@ -105,18 +102,14 @@ def choices(
         item_bytes: of an element of the operands: 2, or 1 for E4M3.
         sms: multiprocessors of the device.
         descriptors: whether x and weight can be read by TMA.
-        dependent: whether the device has programmatic dependent launch.
         residual: whether one is added: it needs registers and shared memory beside the sums.
     """
     fitting = [one for one in _all(m, n, k, item_bytes, descriptors) if not residual or _holds_residual(one)]
     found = sorted(fitting, key=lambda one: cycles(one, m, n, k, item_bytes, sms))
-    best = found[: MOST - 4]
+    best = found[: MOST - 3]
     # What the model does not see is tried on its favourites.
     first = best[0]
     others = []
-    if dependent:
-        launched = [one for one in best[:3] if not one.persistent]
-        others += [GemmConfig(**(one.document() | {"dependent": True})) for one in launched]
     if item_bytes == 1:
         others += [GemmConfig(**(one.document() | {"fast_sum": False})) for one in best[:2] if _promotes(one)]
     if descriptors:

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
+from vitesse.backends.torch_cuda.kernels.dependence import launched_early, let_next_begin, wait_for_previous
 from vitesse.backends.torch_cuda.kernels.geometry import channels_last, extent, pair
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -47,12 +48,15 @@ def pool(
     DILATION_X: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Write BLOCK_M neighbouring pixels × BLOCK_C channels; NaN wins, what is outside of the image loses.
 
     Args:
         x: [B, height, width, C]; out: [B, out_height, out_width, C]; pixels: B · out_height · out_width.
     """
+    let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     line = m // out_width
@@ -147,7 +151,13 @@ class TritonMaxPool:
             pixels = batch * rows * columns
             grid = (math.ceil(pixels / config["block_m"]), math.ceil(channels / config["block_c"]))
             sizes = (pixels, height, width, rows, columns)
-            pool[grid](channels_last(x), out, *sizes, **_constants(channels, window, config))
+            pool[grid](
+                channels_last(x),
+                out,
+                *sizes,
+                **_constants(channels, window, config),
+                **launched_early(x.device),
+            )
             return (out,)
 
         return run

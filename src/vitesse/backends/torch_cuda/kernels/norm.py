@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
+from vitesse.backends.torch_cuda.kernels.dependence import launched_early, let_next_begin, wait_for_previous
 from vitesse.backends.torch_cuda.kernels.epilogue import rounded
 from vitesse.backends.torch_cuda.steps import E4M3
 
@@ -37,8 +38,11 @@ def normalise(
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,  # WIDTH, rounded up to a power of two
     ROWS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Write the outputs that are given (None: not wanted) of ROWS rows; a residual's rows repeat."""
+    let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
@@ -142,6 +146,7 @@ def _launch(
         COLUMNS=triton.next_power_of_2(width),
         ROWS=rows_at_once,
         num_warps=warps,
+        **launched_early(x.device),
     )
     return y, x if want_total and residual is None else total, eight
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
+from vitesse.backends.torch_cuda.kernels.dependence import launched_early, let_next_begin, wait_for_previous
 
 WEIGHTS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -41,8 +42,11 @@ def embed(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Write BLOCK_M patches × BLOCK_N channels, or behind the last patches BLOCK_M prefix tokens."""
+    let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     across: tl.constexpr = WIDTH // PATCH
     count: tl.constexpr = HEIGHT // PATCH * across
     tiles: tl.constexpr = (BATCH * count + BLOCK_M - 1) // BLOCK_M
@@ -171,6 +175,7 @@ def _launch(
         STAGES=config["num_stages"],
         PRECISION="tf32x3" if packed.dtype == torch.float32 else "ieee",
         num_warps=config["num_warps"],
+        **launched_early(image.device),
     )
     return out
 

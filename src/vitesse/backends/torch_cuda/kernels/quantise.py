@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
+from vitesse.backends.torch_cuda.kernels.dependence import launched_early, let_next_begin, wait_for_previous
 from vitesse.backends.torch_cuda.kernels.epilogue import rounded
 from vitesse.backends.torch_cuda.kernels.geometry import HALVES
 from vitesse.backends.torch_cuda.kernels.linear import MOST_ELEMENTS
@@ -27,8 +28,11 @@ def quantise(
     count: tl.tensor,
     period: tl.tensor,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """Round BLOCK of `count` elements of x + other, in the order of memory; `other` begins again after `period`."""
+    let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     y = tl.load(x + at, inside, 0.0).to(tl.float32)
@@ -71,7 +75,17 @@ class TritonQuantise:
             out = torch.empty_like(x, dtype=E4M3)
             period = 1 if added is None else added.numel()
             grid = (triton.cdiv(x.numel(), block),)
-            quantise[grid](x, added, out, inverse, x.numel(), period, BLOCK=block, num_warps=warps)
+            quantise[grid](
+                x,
+                added,
+                out,
+                inverse,
+                x.numel(),
+                period,
+                BLOCK=block,
+                num_warps=warps,
+                **launched_early(x.device),
+            )
             return (out,)
 
         return run

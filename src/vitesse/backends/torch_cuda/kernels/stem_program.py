@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from vitesse.backends.torch_cuda.kernels.conv_program import finish
+from vitesse.backends.torch_cuda.kernels.dependence import let_next_begin, wait_for_previous
 
 
 @triton.jit
@@ -39,6 +40,7 @@ def stem(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Compute BLOCK_M neighbouring pixels of one row; all channels and taps are the depth of one product.
 
@@ -50,6 +52,8 @@ def stem(
         weight: [N padded to BLOCK_N, K_PADDED], columns in the order channel, y, x, then zeros.
         out, residual: [B, out_height, out_width, N]; others: as conv_program.taps has them.
     """
+    let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     segments = tl.cdiv(out_width, BLOCK_M)
     program = tl.program_id(0)
     line = program // segments
