@@ -7,6 +7,7 @@
     python benchmarks/gpu_runtime.py soak MODEL.onnx… --out soak.json   100,000 runs of each over changing shapes
     python benchmarks/gpu_runtime.py --table                            docs/gpu.md, from results/gpu_runtime_*.json
 
+The file is written after each model; the same command goes on with those that it lacks.
 All but the last need an NVIDIA GPU, onnxruntime-gpu and cuda-bindings. `plain` is an `InferenceSession` with the
 provider's default options and an IO binding between buffers on the GPU. `ours` runs between buffers on the GPU, too,
 and once more from numpy to numpy, copies included. Times are wall times of a call with its synchronisation.
@@ -68,13 +69,33 @@ def main() -> None:
         return
     if not given.sources or given.out is None:
         parser.error("name a folder or a model, and --out")
-    if given.what == "soak":
-        found = {model.stem: soak(model, given.runs) for model in given.sources}
-    else:
-        measure = {"race": raced, "streams": streamed, "tune": tuned}[given.what]
-        found = {name: measure(given.sources[0], name, given) for name in given.names}
-    record = {"command": command(given), "environment": environment(), "found": found}
-    given.out.write_text(json.dumps(record) + "\n")
+    measure = {"race": raced, "streams": streamed, "tune": tuned, "soak": soaked}[given.what]
+    jobs = (
+        {one.stem: one for one in given.sources}
+        if given.what == "soak"
+        else dict.fromkeys(given.names, given.sources[0])
+    )
+    found = begun(given.out)
+    for name, source in jobs.items():
+        if name not in found:
+            found[name] = measure(source, name, given)
+            record = {"command": command(given), "environment": environment(), "found": found}
+            given.out.write_text(json.dumps(record) + "\n")
+
+
+def begun(out: Path) -> dict[str, Any]:
+    """What an earlier run has measured into the same file, on the same kind of machine."""
+    if not out.exists():
+        return {}
+    record = json.loads(out.read_text())
+    here = environment()
+    for key in ("gpu", "cuda_driver", "onnxruntime"):
+        if record["environment"][key] != here[key]:
+            raise SystemExit(
+                f"{out} was begun with {key} {record['environment'][key]}, here it is {here[key]}: name another --out"
+            )
+    found: dict[str, Any] = record["found"]
+    return found
 
 
 def command(given: argparse.Namespace) -> str:
@@ -293,6 +314,11 @@ def tuned(folder: Path, name: str, given: argparse.Namespace) -> dict[str, Any]:
     }
     print(name, {key: value for key, value in result.items() if key not in ("points", "tried")}, flush=True)
     return result
+
+
+def soaked(model: Path, name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Many runs over changing shapes."""
+    return soak(model, given.runs)
 
 
 def images(name: str, batch: int) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ BATCHES = (1, 2, 3, 4)
 SIDES = (160, 224, 288)
 STREAMS = 2
 # Runs of one shape before the next comes.
-STRETCH = 50
+STRETCH = 200
 SAMPLES = 200
 Shape = tuple[int, int, int, int]
 
