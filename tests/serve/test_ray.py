@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 with warnings.catch_warnings():
@@ -24,20 +23,25 @@ with warnings.catch_warnings():
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'vitesse[ray]'")
     serve = pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'vitesse[ray]'")
 
+import psutil
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import Counter as Counter_
+
 from serve.serving import NAME, Answer, artifact, binary_body, make_run, tensor, until
 from vitesse.backends import backend
 from vitesse.backends.protocol import LoadOptions
-from vitesse.errors import BackendError, UsageError
+from vitesse.errors import BackendError
 from vitesse.ray_cluster import MIB, joined
 from vitesse.run import open_run
 from vitesse.serve.auth import Access, Keys
-from vitesse.serve.ray import deploying
-from vitesse.serve.ray.scale import Load, Scale, load_of, parse_scale
+from vitesse.serve.limits import Limits
+from vitesse.serve.ray import deploying, published
+from vitesse.serve.ray.scale import Load, Scale, load_of
 from vitesse.serve.settings import PoolSettings
 from vitesse.serve.variants import ServeOptions
 
 # Ray leaves sockets and files open where nobody sees it, and warns about its own past.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 ADMIN = "an-admin-key-of-tests"
 OPTIONS = ServeOptions(workers=1, access=Access(None, Keys([ADMIN])))
@@ -234,8 +238,7 @@ def test_a_run_that_cannot_answer_is_refused_and_the_old_replicas_serve_on(
     load = load_of(PoolSettings(1, 1, 0.0, 1), TWO, "cpu")
     with pytest.raises(BackendError) as found:
         deploying.deploy(opened, OPTIONS, TWO, load, "127.0.0.1", deployed.port)
-    assert "the replicas do not start" in str(found.value)
-    assert "broken.onnx" in str(found.value)
+    assert str(found.value).startswith(f"the replicas do not start: the artifact {broken}")
     assert [deployed.infer(index).status for index in range(8)] == [200] * 8
 
 
@@ -249,17 +252,47 @@ def test_what_the_replicas_cannot_take_is_refused_at_once(deployed: Deployed) ->
     assert any(one.status == 200 for one in answers)
 
 
-def test_the_scale_is_a_number_or_a_range() -> None:
-    assert (parse_scale("4"), parse_scale("2-8")) == (Scale(4, 4), Scale(2, 8))
-    with pytest.raises(UsageError, match="expected: a number, or a range such as 2-8"):
-        parse_scale("many")
-    for wrong in ("0", "8-2"):
-        with pytest.raises(UsageError, match="at least 1, and not more at least than at most"):
-            parse_scale(wrong)
+def test_a_signal_takes_the_app_away_and_a_second_one_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken_away, forced, leaving = [], [], threading.Event()
+    monkeypatch.setattr(deploying, "_leave", lambda: taken_away.append(leaving.wait(20)))
+    monkeypatch.setattr(deploying, "leave_now", lambda code: (forced.append(code), leaving.set()))
+    for signals in (1, 2):
+        leaving.clear()
+
+        def send(count: int = signals) -> None:
+            for _ in range(count):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.3)
+            if count == 1:
+                leaving.set()
+
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until `stay` listens
+        sender = threading.Timer(0.3, send)
+        sender.start()
+        deploying.stay(Limits(stop_s=20.0))
+        sender.join()
+        signal.signal(signal.SIGTERM, before)
+        assert (taken_away, set(forced)) == ([True] * signals, {1} if signals == 2 else set())
 
 
-def test_a_replica_on_a_gpu_has_all_of_it_and_on_a_cpu_a_core_for_each_thread() -> None:
-    on_cpu = load_of(PoolSettings(2, 1, 0.0, 1), Scale(1, 4), "cpu")
-    assert on_cpu == Load(target=2, ongoing=4, queued=64, cpus=2, gpus=0)
-    on_gpu = load_of(PoolSettings(2, 8, 0.002, 0), Scale(2, 2), "cuda")
-    assert on_gpu == Load(target=16, ongoing=32, queued=256, cpus=1, gpus=1)
+def test_every_series_is_published_with_the_name_of_its_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {}
+
+    class Recorder:
+        def __init__(self, name: str, documentation: str, keys: tuple[str, ...]) -> None:
+            self.name, self.keys = name, set(keys)
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            assert set(tags) == self.keys
+            told[self.name, tags.get("le"), tags["code"], tags["replica_id"]] = value
+
+    monkeypatch.setattr(published, "Gauge", Recorder)
+    registry = CollectorRegistry()
+    Counter_("asked", "Requests.", ["code"], registry=registry).labels("200").inc(3)
+    Histogram("took", "Seconds.", ["code"], buckets=[1], registry=registry).labels("200").observe(0.5)
+    published.Publisher(lambda: generate_latest(registry), "r1").publish()
+    assert told["asked_total", None, "200", "r1"] == 3
+    assert told["took_bucket", "1.0", "200", "r1"] == told["took_count", None, "200", "r1"] == 1
+    assert not any(name.endswith("_created") for name, *_ in told)
