@@ -43,6 +43,14 @@ def pairs_of(triples: list[tuple[int, int, int, int]]) -> Pairs:
     return Pairs(*torch.tensor(triples).T)
 
 
+def test_the_last_layer_comes_last() -> None:
+    layers = queries(3, 4, seed=8)
+    outputs = (layers.logits[-1], layers.boxes[-1], layers.logits[:-1], layers.boxes[:-1])
+    stacked = Queries.of(outputs)
+    torch.testing.assert_close(stacked.logits, layers.logits.float())
+    torch.testing.assert_close(stacked.boxes, layers.boxes.float())
+
+
 def test_objects_are_padded_to_the_most_of_any_image() -> None:
     padded = truth()
     assert padded.labels.shape == (2, 2)
@@ -151,9 +159,11 @@ def test_a_layer_learns_from_the_one_as_deep_in_the_teacher(
     assert torch.equal(chosen.boxes, answers.boxes[[layer - 1 for layer in expected]])
 
 
-def test_the_pairs_stay_the_same_under_mixed_precision() -> None:
-    teacher = Queries(*(part.float() for part in vars(queries(2, 12, seed=7)).values()))
+def test_queries_that_differ_little_are_told_apart_under_mixed_precision() -> None:
+    apart = torch.randn(2, 2, 12, 3, generator=torch.Generator().manual_seed(7))
+    teacher = Queries(0.05 * apart, torch.full((2, 2, 12, 4), 0.5))
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    nearly = Queries(teacher.logits[:, :, order] * 1.001, teacher.boxes[:, :, order])
+    student = Queries(teacher.logits[:, :, order], teacher.boxes)
     with torch.autocast("cpu", torch.bfloat16):
-        assert match_teacher(nearly, teacher).pairs().column.tolist() == order.tolist() * 4
+        matched = match_teacher(student, teacher).pairs()
+    assert matched.column.tolist() == order.tolist() * 4
