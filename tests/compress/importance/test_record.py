@@ -101,7 +101,7 @@ def test_the_page_is_safe_self_contained_and_names_every_group() -> None:
 
 def test_the_page_of_scores_alone_says_that_nothing_was_masked() -> None:
     page = render_page(replace(found(), sensitivity=None))
-    assert "Nothing was masked" in page and "without ¼" not in page
+    assert "nothing was masked" in page and "without ¼" not in page
 
 
 def test_the_table_sorts_by_what_a_quarter_costs_and_signs_gains() -> None:

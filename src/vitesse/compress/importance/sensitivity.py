@@ -122,6 +122,7 @@ def sensitivity(
             alone[group.name] = np.array([drop([(group, [index])]) for index in range(group.size)])
     kinds = [(kind, [one for one in chosen if one.kind is kind and one.name in alone]) for kind in ALONE]
     together = [_together(kind, members, alone, drop) for kind, members in kinds]
+    told.advance(together.count(None))
     agreement = {kind: _agreement(members, alone, importance) for kind, members in kinds if members}
     return Sensitivity(
         base,
