@@ -134,13 +134,16 @@ def teacher_loss(
     sure = targets.confidence[of]
     weight = _class_weight(sure)
     classes = weight * soft_loss(student.logits[at], targets.logits[of], temperature)
-    free = torch.ones_like(student.logits[..., 0], dtype=torch.bool)
-    free[at] = False
-    idle = -NO_OBJECT_WEIGHT * temperature**2 * (student.logits[free] / temperature).log_softmax(dim=1)[:, -1]
+    # A mask and not a selection, whose size a GPU would have to tell the host first.
+    free = torch.ones_like(student.logits[..., 0])
+    free[at] = 0
+    nothing = -(temperature**2) * (student.logits / temperature).log_softmax(dim=3)[..., -1]
+    idle = free.numel() - len(pairs.row)
     boxes, wanted = student.boxes[at], targets.boxes[of]
     objects = sure.sum().clamp(min=len(student.logits))
     return {
-        "class": (classes.sum() + idle.sum()) / (weight.sum() + NO_OBJECT_WEIGHT * len(idle)),
+        "class": (classes.sum() + NO_OBJECT_WEIGHT * (free * nothing).sum())
+        / (weight.sum() + NO_OBJECT_WEIGHT * idle),
         "l1": L1_WEIGHT * (sure * (boxes - wanted).abs().sum(-1)).sum() / objects,
         "giou": GIOU_WEIGHT * (sure * (1 - generalised_iou(boxes, wanted))).sum() / objects,
     }
