@@ -40,6 +40,8 @@ from vitesse.serve.limits import Limits
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "serve_cost.json"
 CONNECTIONS = 8
+# On a machine that others keep busy, requests would be given up that only wait, and an error is quickly answered.
+PATIENT = ("--queue-s", "30")
 Sample = dict[str, Any]
 
 
@@ -70,12 +72,16 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     before = os.getloadavg()[0]
     with ExitStack() as stack:
         turns: dict[str, Callable[[], Sample]] = {}
-        server = start(stack, folder, "Vitesse", ours(null.folder, port := free_port()), port, "/readyz")
+        server = start(
+            stack, folder, "Vitesse", ours(null.folder, port := free_port(), *PATIENT), port, "/readyz"
+        )
         for what in ("tensor", "JPEG"):
             turns[f"Vitesse, {what}"] = turn(server, posts[what], folder, given.seconds)
         image = posts["JPEG"].body.read_bytes()
         turns["decode"] = lambda: decode_cpu(null, image, given.seconds)
-        behind = start(stack, folder, "ViT-Ti", ours(vit.folder, port := free_port()), port, "/readyz")
+        behind = start(
+            stack, folder, "ViT-Ti", ours(vit.folder, port := free_port(), *PATIENT), port, "/readyz"
+        )
         turns["ViT-Ti, Vitesse"] = turn(behind, posts["ViT-Ti"], folder, given.seconds)
         turns["ViT-Ti, bare"] = lambda: bare(vit, tensor, given.seconds)
         for name, command, port, ready, post, environment in peers(given, posts):
