@@ -2,7 +2,7 @@
 
     python benchmarks/importance_rank.py SOURCES/vit_fashion
 
-Prints Spearman's rank correlation, for each group, between the scores by taylor and l1 and |change of the loss| with one unit
+Prints, for each group, Spearman's rank correlation between scores (taylor, l1) and |change of the loss| with one unit
 masked: docs/importance.md. SOURCES/vit_fashion holds vit_fashion.npz and calib/. One CPU thread; about two minutes.
 """
 

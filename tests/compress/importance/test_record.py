@@ -117,10 +117,10 @@ def test_the_command_scores_measures_and_writes(tmp_path: Path, capsys: pytest.C
     model = shared("vit_fashion") / "vit_fashion.npz"
     parser = argparse.ArgumentParser()
     cli.add(parser)
-    given = [str(model), "--data", str(FOLDER / "vit"), "--spec", str(FOLDER / "vit.toml"), "--images", "10"]
+    given = [str(model), "--data", str(FOLDER / "vit"), "--spec", str(FOLDER / "vit.toml"), "--images", "4"]
     assert cli.run(parser.parse_args([*given, "--sensitivity", "--out", str(tmp_path)])) == 0
     told = capsys.readouterr().out
-    assert "scores by taylor on 10 images; top-1 of the whole network" in told and "importance.html" in told
+    assert "scores by taylor on 4 images; top-1 of the whole network" in told and "importance.html" in told
     record = read_importance(tmp_path / "importance.json")
     assert record.metric == "top1" and record.sensitivity is not None
     assert set(record.sensitivity.curves) == set(record.scores) == {group.name for group in record.groups}
