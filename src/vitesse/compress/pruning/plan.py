@@ -14,6 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+# How far below the target a cut may go, as a share of all operations, while a finer one is left.
+_TOLERANCE = 0.02
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A group that may give way.
@@ -74,11 +78,14 @@ class Plan:
     def reduce_to(self, target: int) -> None:
         """Cut until at most `target` operations are left, or as few as can be, and give back what was too much."""
         cuts: list[tuple[str, int]] = []
-        while self.flops > target:
-            open_groups = [name for name in self.left if self._chunk(name)]
-            if not open_groups:
+        least = target - _TOLERANCE * self.flops
+        while (now := self.flops) > target:
+            able = {name: self._saved(name) for name in self.left if self._chunk(name)}
+            if not able:
                 return
-            name = min(open_groups, key=self._price)
+            # A chunk that would leave far too little waits until nothing finer is there.
+            fine = [name for name, saved in able.items() if now - saved >= least] or list(able)
+            name = min(fine, key=self._price)
             cuts.append((name, self._chunk(name)))
             self.left[name] -= cuts[-1][1]
         settled: set[str] = set()
@@ -103,12 +110,16 @@ class Plan:
         left, chunk = self.left[name], self._chunk(name)
         before, after = self._sums[name][left], self._sums[name][left - chunk]
         lost = (before - after) / before if before > 0 else 0.0
-        shrunk = (left - chunk) / left
-        saved = sum(
+        saved = self._saved(name)
+        return lost / saved if saved else math.inf
+
+    def _saved(self, name: str) -> float:
+        """Operations that the next chunk of a group saves."""
+        shrunk = 1 - self._chunk(name) / self.left[name]
+        return sum(
             self._cost(term, self.left) * (1 - shrunk ** term.groups.count(name))
             for term in self._by_group[name]
         )
-        return lost / saved if saved else math.inf
 
     def _count(self, left: Mapping[str, int]) -> int:
         return self._fixed + round(sum(self._cost(term, left) for term in self._terms))
