@@ -93,17 +93,8 @@ def test_a_weight_a_name_and_a_shape_make_another_model() -> None:
 
     first = described(layer())
     assert first == described(layer()) and first.startswith("8 weights, sha256 ")
-    assert (
-        len(
-            {
-                first,
-                described(layer(0.25)),
-                described(layer(columns=2)),
-                described(torch.nn.Sequential(layer())),
-            }
-        )
-        == 4
-    )
+    others = (layer(0.25), layer(columns=2), torch.nn.Sequential(layer()))
+    assert len({first, *map(described, others)}) == 4
 
 
 def test_how_and_where_it_is_computed_does_not_make_another_training() -> None:

@@ -233,6 +233,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_weights_of_the_step_before(
     with pytest.raises(Cut):
         trained(tmp_path / "cut", EVERY_STEP, data=Noise(on_batch=at_call(8, cut)))
     assert same(state(tmp_path / "cut")["average"], found)
+    assert same(state(tmp_path / "cut")["student"], state(tmp_path / "nan")["student"])
     assert result.stopped in (tmp_path / "nan" / "training.csv").read_text().replace('"', "")
 
 
@@ -273,11 +274,14 @@ def plain() -> Any:
 
 
 def test_out_of_memory_halves_what_goes_through_at_once_and_keeps_the_batch(tmp_path: Path) -> None:
-    _, expected = trained(tmp_path / "all", task=Classify(plain()))
+    whole, expected = trained(tmp_path / "all", task=Classify(plain()))
     result, found = trained(tmp_path / "one", task=Classify(plain(), before=memory_for(1)))
     assert result.batch == 1 and result.steps == 12
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(result.history, whole.history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
     log = (tmp_path / "one" / "training.csv").read_text()
     assert log.count("memory ran out: 1 images at once instead of 4, for the same steps of 4") == 1
 
@@ -322,6 +326,29 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
 
 
 # Time
+
+
+def test_progress_hears_every_step_and_every_score(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Listener:
+        def stage(self, name: str, activity: str, total: int) -> None:
+            heard.append(f"{name}: {activity}, {total}")
+
+        def advance(self, steps: float = 1) -> None:
+            heard.append(f"+{steps}")
+
+        def row(self, stage: str, verdict: str, reason: str) -> None:
+            heard.append(f"{verdict} {reason}")
+
+    given: dict[str, Any] = {"score": lambda module: 81.25, "progress": Listener()}
+    with pytest.raises(Cut):
+        trained(tmp_path, EVERY_STEP, data=Noise(on_batch=at_call(5, cut)), **given)
+    assert heard[:3] == ["SCORED 81.25 after step 0", "training: 12 steps of 4 images on 1 × cpu, 12", "+0"]
+    assert heard[3:] == ["+1", "+1", "SCORED 81.25 after step 3", "+1", "+1"]
+    heard.clear()
+    trained(tmp_path, EVERY_STEP, **given)
+    assert heard[1] == "+4" and heard.count("+1") == 8
 
 
 def ticking(clock: Clock, seconds: float) -> Noise:
