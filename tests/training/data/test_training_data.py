@@ -8,7 +8,7 @@ pytest.importorskip("psutil", reason="needs psutil")
 
 import torch
 
-from training.data.training_folders import class_folders, classifier, coco, detector
+from training.data.training_folders import class_folders, classifier, coco, detector, picture
 from vitesse.data.images import decode_image
 from vitesse.data.preprocess import prepare
 from vitesse.errors import DataError
@@ -122,3 +122,11 @@ def test_an_epoch_that_is_left_early_leaves_no_thread_and_a_file_that_vanished_i
         path.unlink()
     with pytest.raises(DataError, match=r"no image at .*\.png"):
         list(data.epoch(0, 2, CPU))
+
+
+def test_the_same_picture_is_changed_anew_in_every_batch_and_epoch(tmp_path):
+    for index in range(4):
+        picture(tmp_path / "cat" / f"{index}.png", 0, (16, 16))
+    data = open_training(tmp_path, classifier())
+    seen = [batch.images.flatten() for epoch in (0, 1) for batch in data.epoch(epoch, 1, CPU)]
+    assert len(torch.stack(seen).unique(dim=0)) == 8

@@ -129,7 +129,7 @@ class Augmenter:
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return (B, 3, H, W) values of 0..255 as float32 on the same device: · scale, minus mean, over std."""
         factor, shift = (one.to(pixels.device).view(1, 3, 1, 1) for one in (self._factor, self._shift))
-        return torch.addcmul(shift, pixels, factor)
+        return torch.addcmul(shift, pixels.float(), factor)
 
     @torch.no_grad()
     def augmented(self, pixels: Tensor, drawn: Draw) -> Tensor:
