@@ -75,7 +75,9 @@ def test_what_is_made_for_each_release_goes_to_each() -> None:
     bench = bench_of(new=3)
     bench.router.promote("new", share=1.0)
     work = Work({"x": np.zeros((1, 2), np.float32)}, bench.clock.now, bench.clock.now + 5)
-    answer = bench.router.submit(work, lambda name: {"x": np.zeros((1, 3 if name == "new" else 2), np.float32)})
+    answer = bench.router.submit(
+        work, lambda name: {"x": np.zeros((1, 3 if name == "new" else 2), np.float32)}
+    )
     assert answer.result(0).served_by == "new"
 
 
