@@ -94,34 +94,7 @@ def deploy(run: Run, options: ServeOptions, scale: Scale, load: Load, host: str,
             "keep_alive_timeout_s": max(1, round(options.limits.keep_alive_s)),
         },
     )
-    number: dict[str, object] = (
-        {"num_replicas": scale.most}
-        if scale.least == scale.most
-        else {
-            "autoscaling_config": {
-                "min_replicas": scale.least,
-                "max_replicas": scale.most,
-                "target_ongoing_requests": load.target,
-            }
-        }
-    )
-    deployment = serve.deployment(
-        serve.ingress()(Replica),
-        name=APPLICATION,
-        max_ongoing_requests=load.ongoing,
-        max_queued_requests=load.queued,
-        backpressure_config={"status_code": 503, "retry_after_s": 1},
-        ray_actor_options={"num_cpus": load.cpus, "num_gpus": load.gpus},
-        health_check_period_s=_HEALTH_PERIOD_S,
-        health_check_timeout_s=_HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=options.limits.stop_s,
-        graceful_shutdown_wait_loop_s=_LOOK_S,
-        max_constructor_retry_count=_TRIES,
-        max_surge_percent=1,  # rounded up: one replica more, until the new ones answer
-        # Ray's access log has raw paths, which come from clients; the app's own log has none.
-        logging_config={"enable_access_log": False},
-        **number,
-    )
+    deployment = _deployment(options.limits, scale, load)
     try:
         serve.run(deployment.bind(str(run.folder.resolve()), options), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
@@ -131,6 +104,35 @@ def deploy(run: Run, options: ServeOptions, scale: Scale, load: Load, host: str,
             cause="the run folder is not at this place on every machine, or the runtime is missing there",
             fix="`vitesse serve` without --ray on that machine says the same; replicas of before serve on",
         ) from error
+
+
+def _deployment(limits: Limits, scale: Scale, load: Load) -> serve.Deployment:
+    number: dict[str, object] = {"num_replicas": scale.most}
+    if scale.least != scale.most:
+        scaling = {
+            "min_replicas": scale.least,
+            "max_replicas": scale.most,
+            "target_ongoing_requests": load.target,
+        }
+        number = {"autoscaling_config": scaling}
+    found: serve.Deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name=APPLICATION,
+        max_ongoing_requests=load.ongoing,
+        max_queued_requests=load.queued,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
+        ray_actor_options={"num_cpus": load.cpus, "num_gpus": load.gpus},
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=limits.stop_s,
+        graceful_shutdown_wait_loop_s=_LOOK_S,
+        max_constructor_retry_count=_TRIES,
+        max_surge_percent=1,  # rounded up: one replica more, until the new ones answer
+        # Ray's access log has raw paths, which come from clients; the app's own log has none.
+        logging_config={"enable_access_log": False},
+        **number,
+    )
+    return found
 
 
 def _reason() -> str:
