@@ -24,7 +24,7 @@ from vitesse.scopes import path_of
 
 Given = tuple[Tensor | None, ...]
 # The steps of a plan with an input in 8 bits and those in 16, for what is said of a plan.
-_PRODUCTS = ("Linear", "Conv", "ConvPair", "Patches")
+_PRODUCTS = ("Linear", "NormLinear", "Conv", "ConvPair", "Patches")
 
 
 @dataclass(frozen=True)

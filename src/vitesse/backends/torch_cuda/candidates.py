@@ -101,6 +101,8 @@ KERNELS: Mapping[str, str] = {
     "triton.linear": "vitesse.backends.torch_cuda.kernels.linear:KERNEL",
     "triton.norm": "vitesse.backends.torch_cuda.kernels.norm:KERNEL",
     "torch.norm": "vitesse.backends.torch_cuda.kernels.torch_norm:KERNEL",
+    "separate.norm_linear": "vitesse.backends.torch_cuda.kernels.separate_norm_linear:KERNEL",
+    "triton.norm_linear": "vitesse.backends.torch_cuda.kernels.norm_linear:KERNEL",
     "torch.attention": "vitesse.backends.torch_cuda.kernels.torch_attention:KERNEL",
     "triton.attention": "vitesse.backends.torch_cuda.kernels.attention:KERNEL",
     "torch.conv": "vitesse.backends.torch_cuda.kernels.torch_conv:KERNEL",

@@ -89,6 +89,30 @@ def norm(
     return wide.to(x.dtype), total, quantised(wide, out_scale) if out_scale > 0 else None
 
 
+def norm_linear(
+    x: Tensor,
+    gain: Tensor,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    epsilon: float = 1e-5,
+    activation: str = "",
+    residual_first: int = 0,
+    out_dtype: str = "float16",
+    out_scale: float = 0.0,
+) -> tuple[Tensor]:
+    """`norm` of x with `gain` and `shift`, read by one `linear` alone: (LayerNorm(x) · W + bias), and so on.
+
+    Args:
+        x: [..., K]; gain, shift: [K], constant; the others as in `linear`, without a scale.
+    """
+    rows, _, _ = norm(x, gain, shift, epsilon=epsilon)
+    layer = {"activation": activation, "residual_first": residual_first}
+    return linear(rows, weight, None, bias, residual, **layer, out_dtype=out_dtype, out_scale=out_scale)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -220,6 +244,7 @@ def quantise(x: Tensor, other: Tensor | None = None, *, out_scale: float) -> tup
 STEPS: Mapping[str, Callable[..., tuple[Tensor | None, ...]]] = {
     "Linear": linear,
     "Norm": norm,
+    "NormLinear": norm_linear,
     "Attention": attention,
     "Conv": conv,
     "ConvPair": conv_pair,

@@ -22,6 +22,7 @@ def gemm(
     scale: tl.tensor,
     bias: tl.tensor,
     residual: tl.tensor,
+    column_sums: tl.tensor,
     partial: tl.tensor,
     arrived: tl.tensor,
     M: tl.tensor,
@@ -32,6 +33,7 @@ def gemm(
     residual_stride: tl.tensor,
     residual_rows: tl.tensor,
     inverse_scale: tl.tensor,
+    epsilon: tl.tensor,
     ACTIVATION: tl.constexpr,
     APPROXIMATE: tl.constexpr,
     RESIDUAL_FIRST: tl.constexpr,
@@ -53,6 +55,9 @@ def gemm(
     each tile) adds them in the order of K, so that the result does not depend on who was last, ends the tile and puts
     the zero back for the next launch.
 
+    column_sums [N], float32, of the weight: x is normalised, each row over K, without another pass over it. Its mean
+    and variance are summed from the operands, and ((x − mean) / σ) W = (x W − mean · column_sums) / σ. SPLIT is 1 then.
+
     DEPENDENT: see dependence.py.
     """
     let_next_begin(DEPENDENT)
@@ -65,11 +70,23 @@ def gemm(
     share = tl.cdiv(steps, SPLIT)
     first = tl.program_id(1) * share
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    sums = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     for step in range(first, tl.minimum(first + share, steps)):
         a, b = _operands(
             x, weight, m, n, step * BLOCK_K, M, N, K, x_stride, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K
         )
         total = tl.dot(a, b.T, total, max_num_imprecise_acc=PROMOTED)
+        if column_sums is not None:
+            # Added up across the row only at the end: a reduction in every step would cost more than the product.
+            wide = a.to(tl.float32)
+            sums += wide
+            squares += wide * wide
+    if column_sums is not None:
+        mean = tl.sum(sums, 1) / K
+        variance = tl.maximum(tl.sum(squares, 1) / K - mean * mean, 0.0)
+        shift = tl.load(column_sums + columns, columns < N, 0.0)
+        total = (total - mean[:, None] * shift[None, :]) * tl.rsqrt(variance + epsilon)[:, None]
     last = True
     if SPLIT > 1:
         rows = m + tl.arange(0, BLOCK_M)

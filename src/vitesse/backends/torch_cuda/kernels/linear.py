@@ -63,6 +63,8 @@ def launch(
     out_scale: float = 0.0,
     config: GemmConfig,
     arrived: Tensor | None = None,
+    column_sums: Tensor | None = None,
+    epsilon: float = 0.0,
 ) -> None:
     """Write act(x · weightᵀ · scale + bias) + residual into `out`, or act(… + residual) with `residual_first`.
 
@@ -74,6 +76,8 @@ def launch(
         residual: [residual_rows, N], any float dtype; row m takes m mod residual_rows (None: all M rows are there).
         out: [M, N], elements of a row adjacent; float16, bfloat16, float32, or E4M3 with `out_scale` above 0.
         arrived: with split_k, `Counters.here()`; left as zeros. Without it new zeros are made.
+        column_sums: [N], float32, Σ over K of the weight: the rows of x are normalised first, by their mean and
+            √(variance + epsilon); neither with split_k nor persistent.
     """
     m, k = x.shape
     n = weight.shape[0]
@@ -112,7 +116,8 @@ def launch(
     if config.split_k > 1:
         partial = torch.empty(config.split_k * m * n, dtype=torch.float32, device=x.device)
         arrived = Counters(config, m, n).here(x.device) if arrived is None else arrived
-    gemm[(tiles, config.split_k)](*operands, partial, arrived, *numbers, SPLIT=config.split_k, **constants)
+    shared = (column_sums, partial, arrived)
+    gemm[(tiles, config.split_k)](*operands, *shared, *numbers, epsilon, SPLIT=config.split_k, **constants)
 
 
 class TritonLinear:

@@ -102,7 +102,7 @@ class TritonNorm:
         """Return rows and warps of a program: from one warp a row, without barriers, to wide programs for few rows."""
         x, *_ = _inputs(tensors)
         columns = int(triton.next_power_of_2(x.shape[-1]))
-        sizes = [(1, 4), (1, 2), (1, 1), (2, 4), (4, 4), (2, 2), (1, 8), (4, 8), (8, 8)]
+        sizes = [(2, 4), (1, 4), (1, 1), (1, 2), (4, 4), (2, 2), (1, 8), (4, 8), (8, 8)]
         # A thread reads 8 numbers of 16 bits at a time; above 64, registers run out.
         fitting = [(rows, warps) for rows, warps in sizes if 8 <= rows * columns // (32 * warps) <= 64]
         chosen = fitting or [(1, 1 if columns < 256 else 8)]

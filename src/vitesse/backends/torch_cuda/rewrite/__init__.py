@@ -1,7 +1,7 @@
 """A static graph of standard operators → fused steps: what runs between two steps costs a kernel and memory traffic.
 
 quantised ─▶ patches ─▶ conv ─▶ conv_pairs ─▶ views ─▶ attention ─▶ linear ─▶ positions ─▶ siblings ─▶ norm
-─▶ quantise_outputs ─▶ quantise
+─▶ quantise_outputs ─▶ quantise ─▶ norm_linear
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from vitesse.backends.torch_cuda.rewrite.conv import conv
 from vitesse.backends.torch_cuda.rewrite.conv_pairs import conv_pairs
 from vitesse.backends.torch_cuda.rewrite.linear import linear
 from vitesse.backends.torch_cuda.rewrite.norm import norm
+from vitesse.backends.torch_cuda.rewrite.norm_linear import norm_linear
 from vitesse.backends.torch_cuda.rewrite.patches import patches
 from vitesse.backends.torch_cuda.rewrite.positions import positions
 from vitesse.backends.torch_cuda.rewrite.quantised import left_alone, quantise, quantise_outputs, quantised
@@ -47,7 +48,8 @@ def _rules(notes: Notes) -> list[tuple[str, Callable[[ir.Model], int]]]:
     """The rules in their order.
 
     What reads E4M3 comes first, so that every later rule sees its layers as steps. Layers take residuals before norms
-    do: an epilogue adds them without another pass over memory. Which steps write E4M3 is known when all are there.
+    do: an epilogue adds them without another pass over memory. Which steps write E4M3 is known when all are there, and
+    only then which norms one layer alone reads in 16 bits.
     """
     return [
         ("quantised", quantised),
@@ -62,4 +64,5 @@ def _rules(notes: Notes) -> list[tuple[str, Callable[[ir.Model], int]]]:
         ("norm", lambda graph: norm(graph, notes)),
         ("quantise_outputs", quantise_outputs),
         ("quantise", quantise),
+        ("norm_linear", norm_linear),
     ]
