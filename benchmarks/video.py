@@ -3,9 +3,9 @@
     python benchmarks/video.py [--rounds 5] [--frames 200]      writes benchmarks/results/video.json
 
 The model is the example's detector with one thread, the video its scenes at 256×256 and scaled to 1280×720, with boxes
-drawn and encoded. Both take turns, round by round; the ratio of each round is one sample. The load of the machine
-before and after (of one minute, in processes) is kept beside them: where other processes run, several threads get a
-larger share of the cores than one does, and the ratio comes out too high.
+drawn and encoded. Both take turns, round by round; the ratio of each round is one sample. Beside each stands how many
+cores other processes took meanwhile, and the load of the machine before and after (of one minute, in processes): where
+others run, several threads get a larger share of the cores than one does, and the ratio comes out too high.
 """
 
 from __future__ import annotations
@@ -72,15 +72,27 @@ def overlapped(model: Model, clip: Path, out: Path) -> int:
     return predict_video(model, str(clip), out=out).frames
 
 
+def busy_s() -> tuple[float, float]:
+    """Seconds of processor time since some moment: of the whole machine, and of this process."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
 def race(model: Model, clip: Path, folder: Path, rounds: int, frames: int) -> dict[str, list[float]]:
-    speeds: dict[str, list[float]] = {"overlapped": [], "loop": []}
+    """Frames per second of both ways by round, and `others`: cores that other processes took in the round."""
+    speeds: dict[str, list[float]] = {"overlapped": [], "loop": [], "others": []}
     for number in range(rounds + 1):
         order = [("overlapped", overlapped), ("loop", in_one_loop)][:: 1 if number % 2 else -1]
+        since, machine, own = time.perf_counter(), *busy_s()
         for name, run in order:
             began = time.perf_counter()
             assert run(model, clip, folder / "out.mp4") == frames
             if number:  # the first round warms up
                 speeds[name].append(frames / (time.perf_counter() - began))
+        if number:
+            machine, own = (now - before for now, before in zip(busy_s(), (machine, own), strict=True))
+            speeds["others"].append((machine - own) / (time.perf_counter() - since))
     return speeds
 
 
@@ -106,7 +118,11 @@ def main() -> None:
             results.append(
                 {"size": list(size), "frames_per_s": speeds, "ratios": ratios, "median_ratio": median}
             )
-            print(f"{size[0]}×{size[1]}: {median:.2f}× ({min(ratios):.2f} … {max(ratios):.2f})", speeds)
+            print(
+                f"{size[0]}×{size[1]}: {median:.2f}× ({min(ratios):.2f} … {max(ratios):.2f})",
+                speeds,
+                flush=True,
+            )
     load.append(os.getloadavg()[0])
     versions = {"av": av.__version__, "onnx": onnx.__version__}
     content = {
