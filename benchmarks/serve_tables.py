@@ -15,9 +15,11 @@ BARE, BEHIND = "ViT-Ti, bare", "ViT-Ti, Vitesse"
 
 
 def page_with_tables(page: str) -> str:
-    """Return the page with the tables of the committed results between its marks."""
+    """Return the page with the tables of the committed results between its marks; ValueError where it lacks them."""
     for name, table in (("serve_cost", cost_tables), ("serve_soak", soak_table)):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if begin not in page or end not in page:
+            raise ValueError(f"the page has no {begin} … {end}; put both where the tables shall stand")
         before, _, rest = page.partition(begin)
         path = RESULTS / f"{name}.json"
         made = table(json.loads(path.read_text())) if path.exists() else "not run"
