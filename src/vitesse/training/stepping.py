@@ -80,16 +80,29 @@ class Stepper:
         Raises:
             VitesseError: memory does not hold a single image.
         """
-        parts = None
-        while parts is None:
-            parts = self._gradients(batch, seed)
+        statistics = [buffer.clone() for buffer in self._statistics()]
+        while (parts := self._gradients(batch, seed)) is None:
+            self._restore(statistics)
         step = self._reduced(parts, end)
-        if not step.not_finite:
+        if step.not_finite:
+            self._restore(statistics)
+        else:
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return step
+
+    def _statistics(self) -> list[Tensor]:
+        """What a forward pass changes: the running statistics of batch norms; own networks have none."""
+        norms = (
+            one for one in self.task.student.modules() if isinstance(one, nn.modules.batchnorm._NormBase)
+        )
+        return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+
+    def _restore(self, statistics: list[Tensor]) -> None:
+        for buffer, old in zip(self._statistics(), statistics, strict=True):
+            buffer.copy_(old)
 
     def _gradients(self, batch: Batch, seed: int) -> dict[str, Tensor] | None:
         """Add up the gradients of the share; None where memory ran out, and the next try is with half of it."""
