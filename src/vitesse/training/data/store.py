@@ -84,7 +84,8 @@ class InMemory:
             if 4 * self._pixels.numel() <= free:
                 self._pixels = self._pixels.to(device)
         for indices in chosen:
-            yield self._pixels[torch.from_numpy(indices).to(self._pixels.device)].to(device)
+            at = torch.from_numpy(indices).to(self._pixels.device, non_blocking=True)
+            yield self._pixels[at].to(device)
 
 
 class Decoded:
