@@ -120,17 +120,11 @@ def sensitivity(
         curves[group.name] = Curve(tuple(count / group.size for count in counts), counts, drops)
         if _singles(group):
             alone[group.name] = np.array([drop([(group, [index])]) for index in range(group.size)])
-    kinds = [(kind, [one for one in chosen if one.kind is kind and one.name in alone]) for kind in ALONE]
-    together = [_together(kind, members, alone, drop) for kind, members in kinds]
+    kinds = {kind: [one for one in chosen if one.kind is kind and one.name in alone] for kind in ALONE}
+    together = [_together(kind, members, alone, drop) for kind, members in kinds.items()]
     told.advance(together.count(None))
-    agreement = {kind: _agreement(members, alone, importance) for kind, members in kinds if members}
-    return Sensitivity(
-        base,
-        curves,
-        alone,
-        tuple(one for one in together if one is not None),
-        {kind: value for kind, value in agreement.items() if value is not None},
-    )
+    cheap = tuple(one for one in together if one is not None)
+    return Sensitivity(base, curves, alone, cheap, _agreements(kinds, alone, importance))
 
 
 def _together(
@@ -153,14 +147,16 @@ def _together(
     return Together(kind, tuple(units), drop(masks))
 
 
-def _agreement(
-    members: Sequence[Group], alone: Mapping[str, NDArray[np.float64]], importance: Scores
-) -> float | None:
-    estimated = np.concatenate([importance[group.name] for group in members])
-    measured = np.concatenate([alone[group.name] for group in members])
-    if np.ptp(estimated) == 0 or np.ptp(measured) == 0:
-        return None
-    return float(np.corrcoef(rankdata(estimated), rankdata(measured))[0, 1])
+def _agreements(
+    kinds: Mapping[Kind, Sequence[Group]], alone: Mapping[str, NDArray[np.float64]], importance: Scores
+) -> dict[Kind, float]:
+    found = {}
+    for kind, members in kinds.items():
+        estimated = np.concatenate([np.zeros(0), *(importance[group.name] for group in members)])
+        measured = np.concatenate([np.zeros(0), *(alone[group.name] for group in members)])
+        if len(set(estimated.tolist())) > 1 and len(set(measured.tolist())) > 1:
+            found[kind] = float(np.corrcoef(rankdata(estimated), rankdata(measured))[0, 1])
+    return found
 
 
 def _counts(group: Group, shares: Sequence[float]) -> tuple[int, ...]:
