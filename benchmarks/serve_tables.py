@@ -119,7 +119,8 @@ def soak_table(found: Mapping[str, Any]) -> str:
         + ("too short for a slope" if slope is None else f"{slope:+.3f} MB per 1,000 requests"),
     }
     lines = [f"| {name} | {text} |" for name, text in rows.items()]
-    return "\n".join([f"{found['environment']['cpu']['model']}.", "", "| soak | |", "|---|---|", *lines])
+    machine = f"{found['environment']['cpu']['model']}, load average {found['load_average']:.1f} at the end."
+    return "\n".join([machine, "", "| soak | |", "|---|---|", *lines])
 
 
 def values(rows: Sequence[Mapping[str, Any]], figure: str) -> list[float]:

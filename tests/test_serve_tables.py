@@ -48,6 +48,7 @@ def soaked(**changes: Any) -> dict[str, Any]:
         "capacity_per_s": 50.0,
         "offered_per_s": 100.0,
         "tolerance": 0.001,
+        "load_average": 2.04,
         "answers": {
             "by_status": {"503": 29_000, "200": 31_000}, "accepted_per_s": 51.7, "compared": 31_000, "wrong": 0,
             "swapped": 0, "worst": 2.5e-7, "broken": 0, "not_sent": 3, "p50_ms": 310.2, "p99_ms": 480.6,
@@ -97,6 +98,7 @@ def test_the_conditions_say_how_busy_the_machine_was(table: ModuleType) -> None:
 
 def test_a_soak_names_every_status_wrong_answers_and_the_slope(table: ModuleType) -> None:
     said = table.soak_table(soaked())
+    assert said.startswith("a processor, load average 2.0 at the end.")
     assert "| duration, offered | 10.0 min, 100 requests/s (2 × the measured 50) |" in said
     assert "| answers | 31,000 × 200, 29,000 × 503; 0 broken connections, 3 not sent by the client |" in said
     assert "| accepted | 52/s, p50 310 ms, p99 481 ms, slowest 700 ms |" in said
