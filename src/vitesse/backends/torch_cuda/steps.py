@@ -109,8 +109,13 @@ def norm_linear(
         x: [..., K]; gain, shift: [K], constant; the others as in `linear`, without a scale.
     """
     rows, _, _ = norm(x, gain, shift, epsilon=epsilon)
-    layer = {"activation": activation, "residual_first": residual_first}
-    return linear(rows, weight, None, bias, residual, **layer, out_dtype=out_dtype, out_scale=out_scale)
+    return linear(
+        *(rows, weight, None, bias, residual),
+        activation=activation,
+        residual_first=residual_first,
+        out_dtype=out_dtype,
+        out_scale=out_scale,
+    )
 
 
 def attention(
