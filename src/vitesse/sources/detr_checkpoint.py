@@ -171,7 +171,9 @@ def infer_config(path: Path, state: Mapping[str, Tensor], *, heads: int, dilatio
         queries=side("query_embed.weight"),
         logits=side("class_embed.weight"),
         bottleneck=bottleneck,
-        groups=widths[0] // max(1, side(f"{stages[0]}0.conv2.weight", 1)) if bottleneck else 1,
+        groups=side(f"{stages[0]}0.conv1.weight") // max(1, side(f"{stages[0]}0.conv2.weight", 1))
+        if bottleneck
+        else 1,
         dilation=dilation,
         pre_norm="transformer.encoder.norm.weight" in state,
         learned_cells=side(rows) if rows in state else 0,

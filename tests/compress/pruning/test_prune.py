@@ -26,9 +26,13 @@ from vitesse.compress.pruning.flops import flops, parameters  # noqa: E402
 from vitesse.compress.pruning.prune import Importance, Pruned, prune, rebuilt  # noqa: E402
 from vitesse.errors import ModelError, UsageError  # noqa: E402
 from vitesse.sources.detr_checkpoint import read_checkpoint  # noqa: E402
+from vitesse.sources.source import Given  # noqa: E402
 from vitesse.sources.trainable import Trainable, open_trainable, save_trainable  # noqa: E402
+from vitesse.sources.vit_resnet import StemConfig  # noqa: E402
 
 SHARE = 0.6
+# Most of what a small hybrid costs is its stem, which is not cut.
+HYBRID_SHARE = 0.985
 
 
 @pytest.fixture(params=NETWORKS)
@@ -54,8 +58,9 @@ def test_a_pruned_network_answers_as_the_whole_one_without_those_units(
     original: Trainable, tmp_path: Path
 ) -> None:
     importance = random_importance(original)
-    pruned = prune(original, SHARE, importance, multiple=2)
-    assert SHARE - 0.02 < pruned.share <= SHARE
+    share = HYBRID_SHARE if getattr(original.config, "stem", None) == StemConfig(32, (1, 1)) else SHARE
+    pruned = prune(original, share, importance, multiple=2)
+    assert share - 0.02 < pruned.share <= share
     assert sum(left < before for left, before in pruned.kept.values()) > 3
     with without(original, pruned, importance):
         assert close(answers(pruned.trainable), answers(original))
@@ -102,7 +107,7 @@ def test_what_is_left_is_a_multiple_and_no_group_is_emptied() -> None:
     kinds = {group.name: group.kind for group in groups(original)}
     for name, (left, before) in pruned.kept.items():
         heads = kinds[name] is Kind.HEADS
-        assert left == before or left >= 1 and left % (1 if heads else 4) == 0, name
+        assert left == before or (left >= 1 and left % (1 if heads else 4) == 0), name
 
 
 def test_the_unit_known_to_be_dead_is_the_first_to_go() -> None:
@@ -143,7 +148,7 @@ def test_a_pruned_state_dict_alone_shows_its_sizes(tmp_path: Path) -> None:
     ).trainable
     path = tmp_path / "pruned.pth"
     torch.save({"model": pruned.module.state_dict()}, path)
-    found = open_trainable(path)
+    found = open_trainable(path, Given(settings={"heads": "4"}))
     wanted = read_checkpoint(path, {"heads": "4"}).config
     assert (
         wanted.uneven
@@ -164,7 +169,7 @@ def test_a_residual_group_cut_in_one_block_only_is_refused() -> None:
     for name in ("weight", "bias", "running_mean", "running_var"):
         state[f"{block}.bn3.{name}"] = state[f"{block}.bn3.{name}"][:-2]
     with pytest.raises(
-        ModelError, match="cut tensors fit no network: size mismatch for .*layer2.1.conv3.weight"
+        ModelError, match=r"cut tensors fit no network: size mismatch for .*layer2\.1\.conv3\.weight"
     ):
         rebuilt(original, original.config, state)
 

@@ -23,7 +23,7 @@ def flops(trainable: Trainable) -> int:
 
 def flops_by_module(trainable: Trainable) -> Mapping[str, int]:
     """Return the operations inside every module by name, "" being the whole; see `flops`. Nothing is computed."""
-    module = copy.deepcopy(trainable.module).to("meta")
+    module = copy.deepcopy(trainable.module).to("meta").requires_grad_(False)
     if isinstance(module, DETR):
         module.keep_aux = False
     images = torch.empty(1, 3, *trainable.spec.preprocessing.size, device="meta")

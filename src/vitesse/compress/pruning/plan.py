@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-
 # How far below the target a cut may go, as a share of all operations, while a finer one is left.
 _TOLERANCE = 0.02
 
