@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ CLASSES = 3
 OPTIONS = TrainOptions(
     steps=12, batch=4, rate=1e-2, accelerator="cpu", score_every=0.25, checkpoint_seconds=1e9
 )
+EVERY_STEP = replace(OPTIONS, checkpoint_seconds=0)
 
 
 class Clock:
@@ -113,3 +115,27 @@ def trained(
     data = given.pop("data", None) or Noise()
     result = train(task, data, options, folder, **given)  # type: ignore[arg-type]
     return result, weights(task.student)  # type: ignore[attr-defined]
+
+
+def state(folder: Path) -> dict[str, Any]:
+    newest = max((folder / "checkpoints").glob("step-*.pt"))
+    return dict(torch.load(newest, weights_only=True))
+
+
+class Cut(Exception):
+    """Stands for a process that ends without a word."""
+
+
+def at_call(number: int, act: Callable[[], Any]) -> Callable[..., None]:
+    """Return a function that does `act` when called for the `number`th time, from 1."""
+    calls = iter(range(1, 10**6))
+
+    def called(*_: object) -> None:
+        if next(calls) == number:
+            act()
+
+    return called
+
+
+def cut() -> None:
+    raise Cut
