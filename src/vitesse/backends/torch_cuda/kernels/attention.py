@@ -20,7 +20,8 @@ from vitesse.backends.torch_cuda.steps import E4M3
 
 INPUTS = (torch.float16, torch.bfloat16)
 MASKS = (torch.bool, *INPUTS, torch.float32)
-WIDEST = 256
+# Channels of a head: of a matrix product in Triton, and of this kernel.
+NARROWEST, WIDEST = 16, 256
 # What one program may take of the 227 KB that it can address on compute capability 9.0, by the estimate of `_shared`.
 SHARED_BYTES = 160 * 1024
 AT_MOST, MOST_SPLIT = 12, 4
@@ -167,8 +168,8 @@ def _inputs(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
 
 
 def _power(value: int) -> int:
-    """The next power of two, and at least the 16 that a matrix product in Triton needs."""
-    return max(16, int(triton.next_power_of_2(value)))
+    """The next power of two, and at least what a matrix product in Triton needs."""
+    return max(NARROWEST, int(triton.next_power_of_2(value)))
 
 
 def _mask(mask: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, ...], str]:
@@ -187,7 +188,13 @@ def _block(x: Tensor, batch: int, heads: int, size: int, rows: int, tma: int) ->
 
 
 def _blocks_fit(tensors: Tensors, attributes: Attributes) -> bool:
-    """Whether every address and stride of keys and values is a multiple of 16 bytes, as descriptors need."""
+    """Whether every address and stride of keys and values is a multiple of 16 bytes, as descriptors need.
+
+    Heads narrower than the smallest product, which a descriptor would have to fill up, do not: on an H100 a pipelined
+    kernel of Triton 3.6 then read outside its memory (8 channels, block_m = block_n = 64).
+    """
+    if min(attributes["head_size"], attributes["value_size"]) < NARROWEST:
+        return False
     _, k, v, _ = _inputs(tensors)
     sizes = (
         *(
