@@ -6,9 +6,10 @@ import sys
 import pytest
 
 HEAVY = {
-    "av", "cudnn", "flax", "httptools", "jax", "jax2onnx", "jinja2", "numpy", "nvmath", "onnx", "onnx_ir",
-    "onnxruntime", "onnxscript", "openvino", "PIL", "prometheus_client", "psutil", "pycocotools", "rich",
-    "safetensors", "starlette", "sympy", "timm", "torch", "transformers", "triton", "uvicorn",
+    "av", "cudnn", "flax", "httptools", "jax", "jax2onnx", "jinja2", "lightning_fabric", "numpy", "nvmath", "onnx",
+    "onnx_ir", "onnxruntime", "onnxscript", "openvino", "PIL", "prometheus_client", "psutil", "pyarrow",
+    "pycocotools", "ray", "rich", "safetensors", "scipy", "starlette", "sympy", "timm", "torch", "torch_pruning",
+    "transformers", "triton", "uvicorn",
 }  # fmt: skip
 DEPLOY = {"numpy", "onnx", "onnxruntime", "PIL"}
 

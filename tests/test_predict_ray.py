@@ -70,6 +70,7 @@ def test_files_and_tables_get_the_lines_of_plain_predict_and_bad_images_fail_alo
     assert found == expected(run, PICTURES[:10])
 
 
+@pytest.mark.long
 def test_an_interrupted_run_does_only_what_is_missing(run: Path, tmp_path: Path) -> None:
     sources, out = list(map(str, PICTURES[:6])), tmp_path / "out.jsonl"
     whole = expected(run, PICTURES[:6])
@@ -83,6 +84,7 @@ def test_an_interrupted_run_does_only_what_is_missing(run: Path, tmp_path: Path)
     assert len(out.read_text().splitlines()) == 6
 
 
+@pytest.mark.long
 def test_a_killed_actor_costs_no_image_and_doubles_none(run: Path, tmp_path: Path) -> None:
     names = [f"{index}" for index in range(600)]
     content = [PICTURES[index % 50].read_bytes() for index in range(600)]

@@ -79,6 +79,7 @@ _EXTRAS = {
     "gpu": {"cuda", "pynvml"},
     "torch": {"torch", "safetensors"},
     "torch-cuda": {"cudnn", "nvmath"},
+    "compress": {"lightning_fabric", "scipy", "torch_pruning"},
     "ray": {"pyarrow", "ray"},
     "serve": {"httptools", "prometheus_client", "starlette", "uvicorn"},
     "huggingface": {"transformers"},

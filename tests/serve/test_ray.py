@@ -188,6 +188,7 @@ def test_the_same_app_answers_with_the_numbers_of_the_bare_session(deployed: Dep
     assert (refused.status, refused.json["code"]) == (400, "bad_request")
 
 
+@pytest.mark.long
 def test_a_killed_replica_costs_retries_and_no_answer(deployed: Deployed) -> None:
     before = replicas()
     assert len(before) == 2
@@ -203,6 +204,7 @@ def test_a_killed_replica_costs_retries_and_no_answer(deployed: Deployed) -> Non
     assert seen.right >= 40
 
 
+@pytest.mark.long
 def test_a_release_that_is_rolled_back_at_one_replica_is_rolled_back_at_all(deployed: Deployed) -> None:
     key = {"Authorization": f"Bearer {ADMIN}"}
     assert deployed.ask("POST", "/api/release/rollback", b'{"why": "a test"}').status == 401
@@ -218,6 +220,7 @@ def test_a_release_that_is_rolled_back_at_one_replica_is_rolled_back_at_all(depl
     until(lambda: served_by() == {release})
 
 
+@pytest.mark.long
 def test_another_run_takes_over_without_one_refused_request(deployed: Deployed, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", stages=("source", "again"))
     before = set(replicas())
@@ -228,6 +231,7 @@ def test_another_run_takes_over_without_one_refused_request(deployed: Deployed, 
     assert deployed.infer(0).headers["x-served-by"].startswith("again-")
 
 
+@pytest.mark.long
 def test_a_run_that_cannot_answer_is_refused_and_the_old_replicas_serve_on(
     deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +256,7 @@ def test_what_the_replicas_cannot_take_is_refused_at_once(deployed: Deployed) ->
     assert any(one.status == 200 for one in answers)
 
 
+@pytest.mark.long
 def test_a_signal_takes_the_app_away_and_a_second_one_ends_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

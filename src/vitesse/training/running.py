@@ -133,7 +133,10 @@ class Run:
             buffer.copy_(old)
         self._stepper.reset()
         left = options.seconds - (clock() - begin)
-        return self._fabric.broadcast(plan_of_seconds(left, each, score_seconds, options.score_every))
+        plan: Plan = self._fabric.broadcast(
+            plan_of_seconds(left, each, score_seconds, options.score_every)
+        )
+        return plan
 
     def _walk(self) -> tuple[str, bool]:
         """Take the steps that are left; return why it stopped early, and whether it was interrupted."""

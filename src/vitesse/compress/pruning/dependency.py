@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch_pruning  # type: ignore[import-untyped]
+import torch_pruning
 from torch import nn
 
 from vitesse.sources.detr import DETR, FrozenBatchNorm
