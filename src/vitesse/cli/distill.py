@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from vitesse.compress.distillation.job import Distilled, Job
     from vitesse.compress.distillation.options import DistilOptions
 
-_METRICS = {"coco_ap": "AP", "top1": "top-1", "agreement": "agreement", "": ""}
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
@@ -121,7 +119,9 @@ def asked(options: argparse.Namespace) -> tuple[Job, DistilOptions]:
 
 def table(done: Distilled) -> str:
     """Return teacher and student in columns: score in points, operations and parameters of one image."""
-    head = f"{'':16}{_METRICS[done.metric]:>10}{'GFLOPs':>10}{'M params':>10}"
+    from vitesse.report.figures import METRICS
+
+    head = f"{'':16}{METRICS.get(done.metric, ''):>10}{'GFLOPs':>10}{'M params':>10}"
     lines = [
         f"{line.name:16}{'' if line.score is None else f'{line.score:.2f}':>10}"
         f"{line.flops / 1e9:>10.3f}{line.parameters / 1e6:>10.3f}"

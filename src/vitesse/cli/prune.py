@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from vitesse.compress.distillation.options import DistilOptions
     from vitesse.compress.pruning.job import Job, PruneRun
 
-_METRICS = {"coco_ap": "AP", "top1": "top-1", "agreement": "agreement", "": ""}
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
@@ -137,9 +135,11 @@ def _learning(options: argparse.Namespace) -> DistilOptions | None:
 
 def table(done: PruneRun) -> str:
     """Return original, pruned and fine-tuned in columns, and what is left of every group that gave way."""
+    from vitesse.report.figures import METRICS
+
     pruned = done.pruned
     rows = [("original", 0), ("pruned", 1), *([("fine-tuned", 1)] if done.trained is not None else [])]
-    lines = [f"{'':12}{_METRICS[done.metric]:>10}{'GFLOPs':>10}{'':>8}{'M params':>10}"]
+    lines = [f"{'':12}{METRICS.get(done.metric, ''):>10}{'GFLOPs':>10}{'':>8}{'M params':>10}"]
     for name, after in rows:
         score = f"{done.scores[name]:.2f}" if name in done.scores else ""
         share = f"{pruned.share:.1%}" if after else ""

@@ -92,6 +92,14 @@ def scorer(trainable: Trainable, split: Split, *, batch: int = 32, held_bytes: i
     return Scorer(metric, trainable.spec, held, batch, reference)
 
 
+def points(score: Scorer, trainable: Trainable, device: torch.device) -> float:
+    """Return the score of a network on `device`; afterwards it is on the CPU again."""
+    try:
+        return score(trainable.module.to(device))
+    finally:
+        trainable.module.cpu()
+
+
 def network_outputs(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return a network's answer alone: (logits,) or (logits, boxes), without the auxiliary outputs of training."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs[:2])

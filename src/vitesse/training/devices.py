@@ -41,6 +41,17 @@ def open_fabric(options: TrainOptions) -> Fabric:
     )
 
 
+def device_before(options: TrainOptions | None) -> torch.device:
+    """Where to score a network before it is trained: on the device of the training.
+
+    On the CPU where nothing is trained, or on several devices: those must not be touched before they are shared out.
+    """
+    if options is None or options.devices > 1:
+        return torch.device("cpu")
+    device: torch.device = open_fabric(options).device
+    return device
+
+
 def launch(fabric: Fabric, work: Callable[[Fabric], Any]) -> Any:
     """Run `work` in every process and return what the first one's returned.
 

@@ -133,9 +133,7 @@ class Run:
             buffer.copy_(old)
         self._stepper.reset()
         left = options.seconds - (clock() - begin)
-        plan: Plan = self._fabric.broadcast(
-            plan_of_seconds(left, each, score_seconds, options.score_every)
-        )
+        plan: Plan = self._fabric.broadcast(plan_of_seconds(left, each, score_seconds, options.score_every))
         return plan
 
     def _walk(self) -> tuple[str, bool]:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from vitesse.compress.distillation.distil import distil
 from vitesse.compress.distillation.options import DistilOptions
 from vitesse.compress.distillation.student import check_teacher, open_student
 from vitesse.compress.pruning.flops import flops, parameters
-from vitesse.compress.scoring import Scorer, scorer
+from vitesse.compress.scoring import Scorer, points, scorer
 from vitesse.data.dataset import open_dataset
 from vitesse.progress import Progress
 from vitesse.sources.source import Given
 from vitesse.sources.trainable import Trainable, open_trainable, save_trainable
 from vitesse.training.data.opening import open_training
-from vitesse.training.devices import open_fabric
+from vitesse.training.devices import device_before
 from vitesse.training.loop import Trained
 
 
@@ -80,25 +78,55 @@ def distil_to(out: Path, job: Job, options: DistilOptions, *, progress: Progress
     """
     teacher = open_trainable(job.teacher, job.given)
     student = open_student(job.student, teacher, seed=options.train.seed)
-    data = open_training(job.data, student.spec, labels=options.labels, seed=options.train.seed)
     score = _scorer(job.val, teacher)
-    lines = [_line("teacher", teacher, _scored(score, teacher, options))]
+    device = device_before(options.train)
+
+    def line(name: str, one: Trainable) -> Line:
+        return Line(name, None if score is None else points(score, one, device), flops(one), parameters(one))
+
+    lines = [line("teacher", teacher)]
     if score is not None and lines[0].score is not None and score.split.labelled and job.taught:
         check_teacher(lines[0].score, teacher)
-    lines.append(_line("student before", student, _scored(score, student, options)))
+    lines.append(line("student before", student))
+    trained, notes = distil_from(
+        job.data, teacher if job.taught else None, student, options, out, score=score, progress=progress
+    )
+    lines.append(replace(lines[1], name="student after", score=trained.score))
+    return Distilled(student, trained, score.metric if score else "", tuple(lines), notes)
+
+
+def distil_from(
+    data: Path,
+    teacher: Trainable | None,
+    student: Trainable,
+    options: DistilOptions,
+    out: Path,
+    *,
+    score: Scorer | None = None,
+    progress: Progress | None = None,
+) -> tuple[Trained, tuple[str, ...]]:
+    """Train `student` on the images of a folder, and save it in `out` beside the training's log and checkpoints.
+
+    Returns:
+        (what the training came to, notes on the data).
+
+    Raises:
+        UsageError, DataError, SpecError: see `open_training` and `distil`.
+        StorageError: the folder cannot be written.
+    """
+    opened = open_training(data, student.spec, labels=options.labels, seed=options.train.seed)
     trained = distil(
-        teacher if job.taught else None,
+        teacher,
         student,
-        data,
+        opened,
         options,
         out,
         score=score,
         progress=progress,
-        data_sha256=data.sha256,
+        data_sha256=opened.sha256,
     )
     save_trainable(student, out)
-    lines.append(replace(lines[1], name="student after", score=trained.score))
-    return Distilled(student, trained, score.metric if score else "", tuple(lines), data.notes)
+    return trained, opened.notes
 
 
 def _scorer(val: Path | None, teacher: Trainable) -> Scorer | None:
@@ -106,18 +134,3 @@ def _scorer(val: Path | None, teacher: Trainable) -> Scorer | None:
     if val is None:
         return None
     return scorer(teacher, open_dataset(val, spec=teacher.spec, holdout=0).val)
-
-
-def _scored(score: Scorer | None, trainable: Trainable, options: DistilOptions) -> float | None:
-    """Score before the training, where that will run; several GPUs must not be touched before they are shared out."""
-    if score is None:
-        return None
-    device = open_fabric(options.train).device if options.train.devices == 1 else torch.device("cpu")
-    try:
-        return score(trainable.module.to(device))
-    finally:
-        trainable.module.cpu()
-
-
-def _line(name: str, trainable: Trainable, score: float | None) -> Line:
-    return Line(name, score, flops(trainable), parameters(trainable))

@@ -7,25 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from vitesse.compress.distillation.distil import distil
+from vitesse.compress.distillation.job import distil_from
 from vitesse.compress.distillation.options import DistilOptions
 from vitesse.compress.distillation.tasks import task_loss
 from vitesse.compress.importance.images import labelled_batches
 from vitesse.compress.importance.record import scores_for
 from vitesse.compress.importance.scores import Scores, scores
 from vitesse.compress.pruning.prune import Pruned, prune
-from vitesse.compress.scoring import Scorer, scorer
+from vitesse.compress.scoring import points, scorer
 from vitesse.data.dataset import open_dataset
 from vitesse.errors import UsageError
 from vitesse.progress import Progress
 from vitesse.sources.source import Given
 from vitesse.sources.trainable import Trainable, open_trainable, save_trainable
 from vitesse.storage import write_atomically
-from vitesse.training.data.opening import open_training
 from vitesse.training.data.reading import read_training
-from vitesse.training.devices import open_fabric
+from vitesse.training.devices import device_before
 from vitesse.training.loop import Trained
 
 RECORD = "pruning.json"
@@ -88,45 +85,46 @@ def prune_to(out: Path, job: Job, *, progress: Progress | None = None) -> PruneR
         StorageError: the folder cannot be written.
     """
     original = open_trainable(job.model, job.given)
-    pruned = prune(
+    pruned = cut(job, original)
+    score = (
+        None
+        if job.val is None
+        else scorer(original, open_dataset(job.val, spec=original.spec, holdout=0).val)
+    )
+    found: dict[str, float] = {}
+    if score is not None:
+        device = device_before(job.learning.train if job.learning else None)
+        both = {"original": original, "pruned": pruned.trainable}
+        found = {name: points(score, one, device) for name, one in both.items()}
+    trained: Trained | None = None
+    notes: tuple[str, ...] = ()
+    if job.learning is not None:
+        trained, notes = distil_from(
+            _data(job), original, pruned.trainable, job.learning, out, score=score, progress=progress
+        )
+        if trained.score is not None:
+            found["fine-tuned"] = trained.score
+    else:
+        save_trainable(pruned.trainable, out)
+    run = PruneRun(pruned, found, score.metric if score else "", trained, notes)
+    write_atomically(out / RECORD, (json.dumps(_record(job, run), indent=2) + "\n").encode())
+    return run
+
+
+def cut(job: Job, original: Trainable) -> Pruned:
+    """Score the units of `original` as the job says, and cut; nothing is trained.
+
+    Raises:
+        UsageError: see `prune`; or no images for scores that need some.
+        DataError: see `scores_for` and `read_training`.
+    """
+    return prune(
         original,
         job.share,
         _importance(job, original),
         multiple=job.multiple,
         decoder_layers=job.decoder_layers,
     )
-    score = (
-        None
-        if job.val is None
-        else scorer(original, open_dataset(job.val, spec=original.spec, holdout=0).val)
-    )
-    points: dict[str, float] = {}
-    if score is not None:
-        points = {name: _points(score, one, job) for name, one in _both(original, pruned)}
-    trained: Trained | None = None
-    notes: tuple[str, ...] = ()
-    if job.learning is not None:
-        student = pruned.trainable
-        data = open_training(
-            _data(job), student.spec, labels=job.learning.labels, seed=job.learning.train.seed
-        )
-        notes = data.notes
-        trained = distil(
-            original,
-            student,
-            data,
-            job.learning,
-            out,
-            score=score,
-            progress=progress,
-            data_sha256=data.sha256,
-        )
-        if trained.score is not None:
-            points["fine-tuned"] = trained.score
-    save_trainable(pruned.trainable, out)
-    run = PruneRun(pruned, points, score.metric if score else "", trained, notes)
-    write_atomically(out / RECORD, (json.dumps(_record(job, run), indent=2) + "\n").encode())
-    return run
 
 
 def _importance(job: Job, original: Trainable) -> Scores:
@@ -150,20 +148,6 @@ def _data(job: Job) -> Path:
             fix="or --method l1 without --finetune, which needs none",
         )
     return job.data
-
-
-def _both(original: Trainable, pruned: Pruned) -> tuple[tuple[str, Trainable], ...]:
-    return ("original", original), ("pruned", pruned.trainable)
-
-
-def _points(score: Scorer, trainable: Trainable, job: Job) -> float:
-    """Score where the fine-tuning will run; several GPUs must not be touched before they are shared out."""
-    alone = job.learning is not None and job.learning.train.devices == 1
-    device = open_fabric(job.learning.train).device if job.learning and alone else torch.device("cpu")
-    try:
-        return score(trainable.module.to(device))
-    finally:
-        trainable.module.cpu()
 
 
 def _record(job: Job, run: PruneRun) -> dict[str, object]:
