@@ -17,10 +17,11 @@ from vitesse.data.dataset import Dataset
 from vitesse.data.preprocess import feeds
 from vitesse.data.results import Result
 from vitesse.data.split import Sample
-from vitesse.errors import BackendError, DataError, NotVerified, SpecError
+from vitesse.errors import BackendError, DataError, ModelError, NotVerified, SpecError
 from vitesse.ledger import Accuracy, Parity, Row, Verdict
 from vitesse.measure import Candidate, Timing, opened, race, time_candidate
 from vitesse.precision.emulation import computes_in_half
+from vitesse.profile.costs import costs_of, total
 from vitesse.progress import Progress
 from vitesse.recipe import Recipe
 from vitesse.run import RunFolder
@@ -99,6 +100,7 @@ class Assessor:
             run_options={"threads": step.options.threads, "plain": int(step.options.plain)},
             input_size=None if size == own.size else size,
             preprocessing=None if rules == own else json.loads(spec.to_json())["preprocessing"],
+            training_log=step.built.artifact.provenance.options.get("training log"),
             notes=step.built.notes,
         )
         try:
@@ -155,8 +157,21 @@ class Assessor:
             verdict, reason = judge(replace(evidence, parity=parity), limits)
         unmeasured = {**timing.unmeasured, **({"accuracy": why} if accuracy is None else {})}
         row = _with_timing(replace(row, accuracy=accuracy, parity=parity, unmeasured=unmeasured), timing)
+        row = self._counted(row, step.built.artifact)
         said = (*row.notes, *notes(evidence, limits), *_emulated(judged), *_disturbed(timing))
         return replace(row, verdict=verdict, reason=reason, notes=said)
+
+    def _counted(self, row: Row, artifact: Artifact) -> Row:
+        """Add operations and parameters; a graph with an operator of a runtime's own is not counted."""
+        if artifact.path.suffix != ".onnx":
+            return row
+        inputs = self._prepared(self._parity_split.samples[:1], artifact.spec)[0]
+        shapes = {name: array.shape for name, array in inputs.items()}
+        try:
+            cost = total(costs_of(onnx.load(artifact.path), shapes))
+        except ModelError:
+            return row
+        return row if cost.unknown else replace(row, flops=cost.flops, parameters=cost.parameters)
 
     def _compare(self, step: Step, judged: Candidate) -> ParityMeter | HealthMeter:
         # Rounding factors to TF32 is a runtime's freedom and would hide what a step changed.

@@ -29,7 +29,8 @@ class Course:
 
     Attributes:
         source: the untouched model.
-        model: what it can be exported from again; None where it came as ONNX.
+        model, exporting: what it can be exported from again, and how; None where it came as ONNX. Behind a compression
+            that passed, the smaller network's.
         accepted: the steps that passed so far.
         machine: what measurements hang on besides the model.
         data_key: a hash of the images to calibrate on.
@@ -48,6 +49,7 @@ class Course:
         self.accepted: list[Accepted] = []
         self.source, self.dataset, self.recipe, self.model = source, dataset, recipe, model
         self.folder, self.progress = folder, progress
+        self.exporting = recipe.source
         self.options = LoadOptions(threads=recipe.measure.threads or usable_cores())
         self.data_key = key_of((dataset.sha256, recipe.data.calib_images))
         self.machine = stable(describe())
@@ -77,12 +79,16 @@ class Course:
         options: LoadOptions | None = None,
         reference: Artifact | None = None,
         max_drop: float | None = None,
+        decided_by: str = "",
+        accept: bool = True,
     ) -> Row:
         """Take over a finished row, or make the artifact and assess it.
 
         Args:
             base: what it is made from.
             reference, max_drop: see `assess.Step`.
+            decided_by: a hash of what else the artifact hangs on.
+            accept: whether it may be chosen, and what follows measured against it, where it passes.
         """
         before = max(self.accepted, key=lambda one: one.gain).candidate if self.accepted else None
         chosen = options or self.options
@@ -90,6 +96,7 @@ class Course:
             (
                 *(stage, base.sha256, None if before is None else before.key, chosen, self._context),
                 *(None if reference is None else reference.sha256, max_drop),
+                *((decided_by,) if decided_by else ()),
             )
         )
         row = self.folder.finished(key)
@@ -100,7 +107,7 @@ class Course:
             except (BackendError, ModelError) as error:
                 row = Row(stage, Verdict.FAIL, str(error), unmeasured=NOTHING_MADE)
             self.folder.finish(key, row)
-        if row.verdict is Verdict.PASS:
+        if row.verdict is Verdict.PASS and accept:
             candidate = Candidate(self.artifact(row), chosen)
             self.accepted.append(Accepted(self._rows, stage, candidate, row.gain or 1.0))
         return self._told(row)

@@ -86,7 +86,10 @@ class Row:
 
     `run_options` are the LoadOptions the figures were taken with, `seconds` the time the step and its checks took;
     `input_size` (height, width) is what the artifact is fed with, where that is not the source's size; `preprocessing`
-    all of its spec's rules, as JSON has them, where they are not the source's.
+    all of its spec's rules, as JSON has them, where they are not the source's. `flops` are the operations of one image,
+    two to a multiply-add, and `parameters` the trained numbers, both counted on the graph; null for an engine, which
+    computes what the graph computes that it was built from. `training_log` is the path of a training's `training.csv`,
+    relative to the run folder.
     """
 
     stage: str
@@ -107,6 +110,9 @@ class Row:
     run_options: Mapping[str, int] = field(default_factory=dict)
     input_size: tuple[int, int] | None = None
     preprocessing: Mapping[str, Any] | None = None
+    flops: float | None = None
+    parameters: int | None = None
+    training_log: str | None = None
     notes: tuple[str, ...] = ()
     unmeasured: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,8 +1,9 @@
 """The order of the stages, and the choice at the end.
 
-    source → clean → fuse (→ lower → size, decoder, queries, tokens) ┬ fp16, bf16, int8, fp8       for every runtime
-                                                                     ├ build:RUNTIME, int8:RUNTIME  for one of a CPU
-                                                                     └ build:RUNTIME, fp16:RUNTIME… for one of a GPU
+    source (→ prune → distil) → clean → fuse (→ lower → size, decoder, queries, tokens)
+      ┬ fp16, bf16, int8, fp8        for every runtime
+      ├ build:RUNTIME, int8:RUNTIME  for one of a CPU
+      └ build:RUNTIME, fp16:RUNTIME… for one of a GPU
     →  the fastest artifact that passed
 
 Every step is assessed by itself. A step that is REJECTED or UNKNOWN is left out, and the next goes on from the
@@ -16,8 +17,10 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 
 from vitesse import stages
 from vitesse.artifact import Artifact, Store
@@ -89,7 +92,9 @@ def optimize(
         recipe = replace(recipe, precisions=GPU_PRECISIONS if recipe.target in GPUS else CPU_PRECISIONS)
     progress = progress or Silent()
     # Without a step that looks at activations, no image has to be held out from verifying.
-    looks = bool(LOWERED & set(recipe.precisions)) or bool(recipe.levers)
+    looks = bool(LOWERED & set(recipe.precisions)) or bool(recipe.levers) or recipe.compress.asked
+    if recipe.compress.asked:
+        _trained_rows().check_compression(source, recipe)
     begun = take_in(source, recipe, Path(data), Path(out), progress, HOLDOUT if looks else 0.0)
     folder, dataset = begun.folder, begun.dataset
     if recipe.data.limit:
@@ -142,9 +147,13 @@ def rows(course: Course, runtimes: Sequence[str]) -> Iterator[Row]:
     yield row
     if row.verdict is not Verdict.PASS:
         return
-    graph = source
+    graph, compressed = source, None
+    if course.recipe.compress.asked:
+        compressed = yield from _trained_rows().compressed_rows(course)
+        graph = compressed or source
     for stage, (kind, make) in structural_stages(course.recipe).items():
-        row = course.step(stage, kind, graph, partial(make, graph, course.folder.store))
+        make_stage = partial(make, graph, course.folder.store)
+        row = course.step(stage, kind, graph, make_stage, reference=compressed)
         yield row
         if row.verdict is Verdict.FAIL:
             return
@@ -152,8 +161,8 @@ def rows(course: Course, runtimes: Sequence[str]) -> Iterator[Row]:
     if course.recipe.buckets:
         yield from resolution_rows(course, graph, course.recipe.buckets)
     smaller = yield from lever_rows(course, graph)
-    # Behind a lever the outputs are other ones; what follows has to reproduce the smaller network's.
-    reference = source if smaller == graph else smaller
+    # Behind a lever or a compression the outputs are other ones; what follows has to reproduce the smaller network's.
+    reference = (compressed or source) if smaller == graph else smaller
     portable: dict[str, Artifact] = {}
     for row in chain(half_rows(course, smaller, reference), eight_bit_rows(course, smaller, reference)):
         yield row
@@ -167,6 +176,11 @@ def rows(course: Course, runtimes: Sequence[str]) -> Iterator[Row]:
         elif course.can_lower("int8"):
             yield from searched_rows(course, smaller, runtime, reference)
             yield from own_int8_rows(course, runtime, smaller, reference)
+
+
+def _trained_rows() -> ModuleType:
+    """What `--compress` needs, torch among it, is loaded where it is asked for."""
+    return import_module("vitesse.compress.trained_rows")
 
 
 def _engine_rows(course: Course, runtime: str, portable: Mapping[str, Artifact]) -> Iterator[Row]:

@@ -25,6 +25,7 @@ CPU_PRECISIONS = ("fp32", "int8")
 GPU_PRECISIONS = ("fp32", "fp16")
 # In the order in which they are tried: a smaller input is exported anew, the others rewrite the graph.
 LEVERS = ("size", "decoder", "queries", "tokens")
+IMPORTANCE = ("taylor", "l1", "bn")
 METHODS = ("minmax", "entropy", "percentile", "mse")
 ACTIVATIONS = ("auto", "int8", "uint8")
 
@@ -161,6 +162,62 @@ class MeasureOptions:
 
 
 @dataclass(frozen=True)
+class CompressOptions:
+    """How a checkpoint is made smaller before everything else: pruned, then taught by the original.
+
+    Args:
+        share: of the operations that stay, above 0; 1 leaves the network as it is.
+        train_data: images to learn from, and for Taylor scores: COCO, class folders, or bare images without `labels`.
+        train_val: images to pick the best weights on; without, those for calibration.
+        seconds, steps: how long to train; `steps`, where it is not 0, instead of `seconds`.
+        method: how units are scored, see `compress.importance.scores`.
+        images: of the training images, that units are scored on.
+        multiple: widths stay multiples of it; 0 = 16 where a precision of 8 bits follows, else 8.
+        decoder_layers: keep only the first of a DETR's decoder layers; 0 = all.
+        labels: whether the labels of the training images are used; False = only the original's answers.
+        batch, rate: see `training.options.TrainOptions`.
+    """
+
+    share: float = 1.0
+    train_data: str | None = None
+    train_val: str | None = None
+    seconds: float = 1200.0
+    steps: int = 0
+    method: str = "taylor"
+    images: int = 256
+    multiple: int = 0
+    decoder_layers: int = 0
+    labels: bool = True
+    batch: int = 128
+    rate: float = 3e-4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UsageError(
+                f"--compress {self.share:g}",
+                expected="the share of operations that stays, above 0 and at most 1, such as 0.7",
+            )
+        if self.method not in IMPORTANCE:
+            raise UsageError(f"compress.method = {self.method!r}", expected=f"one of {', '.join(IMPORTANCE)}")
+        if self.seconds <= 0 or min(self.steps, self.multiple, self.decoder_layers) < 0:
+            raise UsageError(
+                f"compress: {self.seconds:g} seconds, {self.steps} steps, multiple {self.multiple}, "
+                f"{self.decoder_layers} decoder layers",
+                expected="more than 0 seconds, the others 0 or more",
+            )
+        if min(self.images, self.batch) < 1 or self.rate <= 0:
+            raise UsageError(
+                f"compress: {self.images} images, batch {self.batch}, rate {self.rate:g}",
+                expected="1 image or more, and a rate above 0",
+            )
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is anything to cut."""
+        return self.share < 1 or self.decoder_layers > 0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything `optimize` needs to know besides model, data and output folder.
 
@@ -189,6 +246,7 @@ class Recipe:
     int8: Int8Options = field(default_factory=Int8Options)
     search: SearchOptions = field(default_factory=SearchOptions)
     measure: MeasureOptions = field(default_factory=MeasureOptions)
+    compress: CompressOptions = field(default_factory=CompressOptions)
 
     def __post_init__(self) -> None:
         wrong = [name for name in self.precisions if name not in PRECISIONS]
@@ -215,7 +273,9 @@ class Recipe:
             raise UsageError(f"--calib-images {self.data.calib_images}", expected="1 to 512")
 
 
-Options = SourceOptions | DataOptions | HalfOptions | Int8Options | SearchOptions | MeasureOptions
+Options = (
+    SourceOptions | DataOptions | HalfOptions | Int8Options | SearchOptions | MeasureOptions | CompressOptions
+)
 Section = TypeVar("Section", bound="Recipe | Options")
 
 

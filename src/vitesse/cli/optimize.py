@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitesse.cli.models import add_model, given_about_model
-from vitesse.cli.values import milliseconds, names, present
+from vitesse.cli.values import milliseconds, names, present, seconds
 
 if TYPE_CHECKING:
     from vitesse.recipe import Recipe
@@ -45,6 +45,21 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="also make the network smaller, untrained: of decoder,queries,tokens,size (default: none)",
     )
+    parser.add_argument(
+        "--compress",
+        type=float,
+        metavar="SHARE",
+        help="first prune a checkpoint to this share of its operations, and train it again, as 0.7",
+    )
+    parser.add_argument(
+        "--train-data", type=Path, metavar="FOLDER", help="images to train on: COCO or class folders"
+    )
+    parser.add_argument("--train-val", type=Path, metavar="FOLDER", help="images to pick the best weights on")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--train-time", type=seconds, metavar="TIME", help="how long to train, as 30m (default: 20m)"
+    )
+    length.add_argument("--train-steps", type=int, metavar="N", help="how many steps to train instead")
     parser.add_argument(
         "--buckets",
         type=int,
@@ -111,5 +126,12 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
             calib_data=None if options.calib_data is None else str(options.calib_data),
         ),
         "measure": present(seconds=options.seconds),
+        "compress": present(
+            share=options.compress,
+            train_data=None if options.train_data is None else str(options.train_data),
+            train_val=None if options.train_val is None else str(options.train_val),
+            seconds=options.train_time,
+            steps=options.train_steps,
+        ),
     }
     return merge(recipe, present(**given))

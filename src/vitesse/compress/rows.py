@@ -27,7 +27,7 @@ def lever_rows(course: Course, graph: Artifact) -> Generator[Row, None, Artifact
             course.calibration(name, graph),
             course.folder.store,
             course.model,
-            course.recipe.source,
+            course.exporting,
             course.recipe.lower,
         )
         try:
