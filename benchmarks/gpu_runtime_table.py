@@ -179,4 +179,6 @@ def soak_table(record: Found) -> str:
             f"{found['seconds']:.0f} s, {found['graphs']} CUDA graphs{why}; answers that differ from the first one of "
             f"their shape: {found['wrong']}."
         )
+    asked = [Path(word).stem for word in record["command"].split() if word.endswith(".onnx")]
+    said += [f"\n{name}: not run to its end." for name in asked if name not in record["found"]]
     return "\n".join([*lines, *said, "\nMemory is that of the process.", origin(record)])

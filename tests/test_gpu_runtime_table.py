@@ -179,6 +179,11 @@ def test_a_soak_shows_memory_from_where_every_shape_has_come(page_script: Module
     assert "of their shape: 3." in table
 
 
+def test_a_model_whose_soak_was_cut_off_is_said_to_be_missing(page_script: ModuleType) -> None:
+    cut = record({}) | {"command": "python this soak vit.onnx detr.onnx"}
+    assert "vit: not run to its end." in page_script.soak_table(cut)
+
+
 def test_a_soak_that_ended_before_every_shape_had_come_shows_its_first_run_only(
     page_script: ModuleType,
 ) -> None:

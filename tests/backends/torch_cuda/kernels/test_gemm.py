@@ -58,7 +58,8 @@ def described(config: GemmConfig, operand: str, out: str, activation: str, resid
     if config.persistent:
         constants |= {"PROGRAMS": 132}
     else:
-        constants |= {"SPLIT": config.split_k}
+        constants |= {"SPLIT": config.split_k, "column_sums": None}
+        signature["epsilon"] = "fp32"
         split = config.split_k > 1
         (signature if split else constants).update({"partial": "*fp32" if split else None})
         (signature if split else constants).update({"arrived": "*i32" if split else None})
