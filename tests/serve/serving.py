@@ -130,10 +130,10 @@ def service_of(
         engine, workers=workers, max_items=max_items, max_wait_s=max_wait_s, capacity=capacity, hang_s=hang_s,
         observer=metrics,
     )  # fmt: skip
-    threads = Threads(2, 32)
+    threads = Threads(2)
     made = Service(
         signature, known.spec, Straight(pool), metrics, threads, lambda: {"schema": 1}, Tally(), limits,
-        workers=workers, why_dead=lambda: pool.health().broken, **more,
+        workers=workers, why_dead=lambda: pool.broken, **more,
     )  # fmt: skip
     if ready:
         made.readiness.become("ready")

@@ -13,7 +13,7 @@ from vitesse.data.images import Pixels
 from vitesse.data.postprocess import decode
 from vitesse.data.results import Classification, Detections, Result
 from vitesse.data.scaling import Size
-from vitesse.serve.images import Picture
+from vitesse.serve.images import Extent, Picture
 from vitesse.serve.work import Arrays
 from vitesse.spec import ModelSpec
 
@@ -23,7 +23,7 @@ Document = dict[str, Any]
 _PNG_LEVEL = 1
 
 
-def results_of(outputs: Arrays, spec: ModelSpec, pictures: Sequence[Picture]) -> list[Result]:
+def results_of(outputs: Arrays, spec: ModelSpec, pictures: Sequence[Picture | Extent]) -> list[Result]:
     """Return one result per picture, boxes in pixels of the upright image as it was sent.
 
     Args:
@@ -32,7 +32,7 @@ def results_of(outputs: Arrays, spec: ModelSpec, pictures: Sequence[Picture]) ->
     Raises:
         SpecError: as `data.postprocess.decode`.
     """
-    sizes = [(picture.pixels.shape[0], picture.pixels.shape[1]) for picture in pictures]
+    sizes = [picture.decoded for picture in pictures]
     found = decode(outputs, spec, sizes)
     return [
         _enlarged(result, size, picture.size)

@@ -98,13 +98,22 @@ class Crew:
             self._work_came.notify_all()
         return asked
 
+    @property
+    def broken(self) -> str:
+        """Why nothing can run any more; "" = not broken."""
+        return self._broken
+
+    def serves(self) -> bool:
+        """Return whether work is taken and a worker runs it; asked at each request, so without the lock."""
+        at_work = any(worker.state in (State.IDLE, State.BUSY) for worker in self._workers)
+        return at_work and not self._closing and not self._broken
+
     def health(self) -> Health:
         """Return how the workers and the queue are."""
         with self._lock:
-            serving = any(worker.state in (State.IDLE, State.BUSY) for worker in self._workers)
             workers = (WorkerHealth(one.index, one.state.value, one.since, one.note) for one in self._workers)
             return Health(
-                ready=serving and not self._closing and not self._broken,
+                ready=self.serves(),
                 broken=self._broken,
                 workers=tuple(workers),
                 depth=self._batcher.depth(),

@@ -14,6 +14,9 @@ from vitesse.serve.refusals import Refusal
 from vitesse.serve.work import Arrays, Executed, Work
 
 FeedsOf = Callable[[str], Arrays]
+# A request's feeds, and release → its own feeds where releases are not all fed alike.
+Fed = tuple[Arrays, FeedsOf | None]
+_PATIENCE_S = 0.02
 Value = TypeVar("Value")
 
 
@@ -40,30 +43,22 @@ class Submits(Protocol):
 
 
 class Threads:
-    """Threads for decoding and resizing, with a bound on what waits for them: beyond it is no memory to wait in.
+    """Threads for what would hold up the event loop, such as decoding. What waits for them is bounded by `Places`.
 
     Args:
-        count: of threads, best the usable cores. waiting: calls that may wait for one.
+        count: of threads, best the usable cores.
     """
 
-    def __init__(self, count: int, waiting: int) -> None:
+    def __init__(self, count: int) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="vitesse-decode")
-        self._most, self._pending = count + waiting, 0
+
+    def submit(self, function: Callable[[], object]) -> None:
+        """Call a function in a thread; it has to see to its own result and errors."""
+        self._pool.submit(function)
 
     async def run(self, function: Callable[..., Value], *arguments: Any) -> Value:
-        """Return function(*arguments), called in a thread; raises Refusal 503 "queue_full" where too many wait."""
-        if self._pending >= self._most:
-            raise Refusal(
-                503,
-                "queue_full",
-                f"{self._pending} requests wait for decoding, as many as may; try again in a second",
-                {"Retry-After": "1"},
-            )
-        self._pending += 1
-        try:
-            return await asyncio.wrap_future(self._pool.submit(function, *arguments))
-        finally:
-            self._pending -= 1
+        """Return function(*arguments), called in a thread."""
+        return await asyncio.wrap_future(self._pool.submit(function, *arguments))
 
     def close(self) -> None:
         """Take nothing more; what waits is dropped."""
@@ -73,46 +68,130 @@ class Threads:
 async def execute(
     request: Request,
     router: Submits,
-    feeds: Arrays,
+    prepare: Callable[[], Fed],
     limits: Limits,
     *,
     arrived: float,
-    now: float,
+    clock: Callable[[], float],
     timeout_s: float | None = None,
-    feeds_of: FeedsOf | None = None,
     request_id: str = "",
+    threads: Threads | None = None,
 ) -> Routed:
-    """Run feeds and return the answer with who gave it.
+    """Make the feeds of a request, run them and return the answer with who gave it.
 
     Args:
-        arrived, now: seconds of the server's clock: when the request came, and this moment.
-        feeds_of: release → the request's feeds as that release takes them, where they are not all alike.
+        prepare: makes the feeds; may raise Refusal. Called in one of `threads`, which hands the work to the router
+            itself, without a turn of the event loop between; without threads it is called at once.
+        arrived: seconds of `clock` when the request came.
         timeout_s: how long the client wants to wait for a worker; never more than the server's limit.
 
     Raises:
-        Refusal: what the router refuses; 504 "deadline" past `limits.request_s`; "cancelled" where the client
-            hung up, in which case nobody reads it.
+        Refusal: what `prepare` and the router refuse; 504 "deadline" past `limits.request_s`; "cancelled" where the
+            client hung up, in which case nobody reads it.
     """
     patience = limits.queue_s if timeout_s is None else min(timeout_s, limits.queue_s)
-    left = arrived + limits.request_s - now
+    latest = arrived + limits.request_s
+    left = latest - clock()
     if left <= 0:
         raise _too_late(limits)
-    work = Work(feeds, now, min(now + patience, arrived + limits.request_s), request_id)
-    routed = router.submit(work, feeds_of)
-    answer = asyncio.ensure_future(asyncio.wrap_future(routed))
-    gone = asyncio.ensure_future(_gone(request))
+    errand = _Errand(router, prepare, clock, patience, latest, request_id)
+    if threads is None:
+        errand.run()
+    else:
+        threads.submit(errand.run)
     try:
-        await asyncio.wait({answer, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()  # type: ignore[no-any-return]  # the future of a duck-typed router
-        raise _too_late(limits) if not gone.done() else _cancelled()
+        if await _ended(errand.answer, request, left):
+            return errand.answer.result()
+        raise _too_late(limits)
     finally:
-        gone.cancel()
-        if not answer.done():
+        errand.give_up()
+
+
+class _Errand:
+    """One request from its feeds to its answer. It is made and waited for on the event loop, and runs on any thread."""
+
+    def __init__(
+        self,
+        router: Submits,
+        prepare: Callable[[], Fed],
+        clock: Callable[[], float],
+        patience_s: float,
+        latest: float,
+        request_id: str,
+    ) -> None:
+        self._router, self._prepare, self._clock = router, prepare, clock
+        self._patience_s, self._latest, self._request_id = patience_s, latest, request_id
+        self._loop = asyncio.get_running_loop()
+        self._given_up = False
+        self._cancel: Callable[[], None] | None = None
+        self.answer: asyncio.Future[Routed] = self._loop.create_future()
+
+    def run(self) -> None:
+        """Make the feeds and submit them; nothing of that for a request that was given up meanwhile."""
+        if self._given_up:
+            return
+        try:
+            feeds, feeds_of = self._prepare()
+            now = self._clock()
+            work = Work(feeds, now, min(now + self._patience_s, self._latest), self._request_id)
+            if self._given_up:
+                return
+            routed = self._router.submit(work, feeds_of)
+        except BaseException as error:
+            refused: Future[Any] = Future()
+            refused.set_exception(error)
+            self._tell(refused)
+            return
+
+        def cancel() -> None:
             # Both: the router's future, and the work that the batcher looks at before it runs anything.
-            answer.cancel()
             routed.cancel()
             work.done.cancel()
+
+        self._cancel = cancel
+        routed.add_done_callback(self._tell)
+        if self._given_up:  # between the last look and here
+            cancel()
+
+    def give_up(self) -> None:
+        """Let nobody work for this request any more; does nothing once it is answered."""
+        if self.answer.done() and not self.answer.cancelled():
+            return
+        self._given_up = True
+        self.answer.cancel()
+        if self._cancel is not None:
+            self._cancel()
+
+    def _tell(self, ended: Future[Any]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._told, ended)
+
+    def _told(self, ended: Future[Any]) -> None:
+        if self.answer.done():
+            return
+        if ended.cancelled():
+            self.answer.cancel()
+        elif (error := ended.exception()) is not None:
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(ended.result())
+
+
+async def _ended(answer: asyncio.Future[Routed], request: Request, limit_s: float) -> bool:
+    """Wait for an answer, at most so long; return whether it is there. Raises Refusal where the client hung up."""
+    # Most answers are quicker than it takes a client to lose its patience: they do without a task that listens to it.
+    at_first = min(limit_s, _PATIENCE_S)
+    await asyncio.wait((answer,), timeout=at_first)
+    if answer.done():
+        return True
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((answer, gone), timeout=limit_s - at_first, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done() and gone.done():
+            raise _cancelled()
+        return answer.done()
+    finally:
+        gone.cancel()
 
 
 async def _gone(request: Request) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,10 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from vitesse._version import __version__
 from vitesse.backends import GPUS
-from vitesse.data.results import Classification, Detections, Result
-from vitesse.serve import answers
-from vitesse.serve.execution import FeedsOf, Routed, execute
-from vitesse.serve.images import Picture, feeds_of, picture_of
+from vitesse.serve.execution import Fed, Routed, Threads, execute
 from vitesse.serve.protocol import (
     HEADER_LENGTH,
     InferRequest,
@@ -33,6 +29,7 @@ from vitesse.serve.protocol import (
     write_answer,
 )
 from vitesse.serve.refusals import Refusal
+from vitesse.serve.sent_image import SentImage
 from vitesse.serve.service import Service
 from vitesse.serve.work import Arrays
 
@@ -116,25 +113,26 @@ async def infer(service: Service, request: Request) -> Response:
     service.check_ready()
     header = request.headers.get(HEADER_LENGTH)
     encoding = request.headers.get("content-encoding")
-    parts = await _parts(request)
-    body = in_one_piece(parts, header) if encoding is None else b"".join(parts)
-    before = service.clock()
-    quick = _QUICK_JSON if header is None else _QUICK_BINARY
-    read = (body, header, encoding, service)
-    if len(body) > quick or encoding is not None:
-        asked = await service.threads.run(_read_tensors, *read)
-    else:
-        asked = _read_tensors(*read)
-    _stage(service, "input", service.clock() - before)
-    routed = await _run(service, request, asked.inputs, arrived, asked.timeout_s)
-    before = service.clock()
-    write = partial(
-        write_answer, asked, routed.executed.outputs, service.signature.name, service.signature.version
-    )
-    if _in_json(asked, routed.executed.outputs) > _QUICK_WRITTEN:
-        content, headers = await service.threads.run(write)
-    else:
-        content, headers = write()
+    # Nothing else keeps the parts: a request that waits would take twice its size.
+    body = in_one_piece(await _parts(request), header) if encoding is None else await _body(request)
+    with service.places.taken():
+        before = service.clock()
+        quick = _QUICK_JSON if header is None else _QUICK_BINARY
+        read = (body, header, encoding, service)
+        if len(body) > quick or encoding is not None:
+            asked = await service.threads.run(_read_tensors, *read)
+        else:
+            asked = _read_tensors(*read)
+        _stage(service, "input", service.clock() - before)
+        routed = await _run(service, request, lambda: (asked.inputs, None), arrived, asked.timeout_s)
+        before = service.clock()
+        write = partial(
+            write_answer, asked, routed.executed.outputs, service.signature.name, service.signature.version
+        )
+        if _in_json(asked, routed.executed.outputs) > _QUICK_WRITTEN:
+            content, headers = await service.threads.run(write)
+        else:
+            content, headers = write()
     _stage(service, "output", service.clock() - before)
     return Response(content, headers={**headers, "X-Served-By": routed.served_by})
 
@@ -196,22 +194,14 @@ async def _image(service: Service, request: Request, options: Mapping[str, Any])
         raise Refusal(
             415, "unsupported", "Content-Encoding of an image; send the image file as it is, it is compressed"
         )
-    body = await _body(request)
-    before = service.clock()
-    # What is drawn on must have the image's own size.
-    reduced = service.spec if service.fast_decode and not drawn else None
-    picture, feeds = await service.threads.run(_decoded, body, service, reduced)
-    alike = all(spec.preprocessing == service.spec.preprocessing for spec in service.specs.values())
-    feeds_of_release = None if alike else partial(_feeds_of_release, service, picture)
-    decode_s = service.clock() - before
-    _stage(service, "decode", decode_s)
-    routed = await _run(service, request, feeds, arrived, feeds_of=feeds_of_release)
-    before = service.clock()
-    executed = routed.executed
-    spent = {"decode": decode_s, "queue": executed.queue_s, "infer": executed.infer_s}
-    answer = partial(_answered, service, picture, routed, options, spent, drawn)
-    quick = not drawn and sum(array.size for array in executed.outputs.values()) <= _QUICK_READ
-    content, kind = answer() if quick else await service.threads.run(answer)
+    sent = SentImage(service, await _body(request), options, drawn)
+    with service.places.taken():
+        routed = await _run(service, request, sent.feeds, arrived, threads=service.threads)
+        _stage(service, "decode", sent.decode_s)
+        before = service.clock()
+        values = sum(array.size for array in routed.executed.outputs.values())
+        quick = not drawn and values <= _QUICK_READ
+        content, kind = sent.answer(routed) if quick else await service.threads.run(sent.answer, routed)
     _stage(service, "output", service.clock() - before)
     return Response(content, media_type=kind, headers={"X-Served-By": routed.served_by})
 
@@ -234,55 +224,24 @@ def _read_tensors(
     )
 
 
-def _decoded(body: bytes, service: Service, reduced_for: Any) -> tuple[Picture, Arrays]:
-    picture = picture_of(body, service.limits, reduced_for=reduced_for)
-    return picture, feeds_of([picture.pixels], service.spec)
-
-
-def _feeds_of_release(service: Service, picture: Picture, release: str) -> Arrays:
-    return feeds_of([picture.pixels], service.spec_of(release))
-
-
-def _answered(
-    service: Service,
-    picture: Picture,
-    routed: Routed,
-    options: Mapping[str, Any],
-    spent: Mapping[str, float],
-    drawn: bool,
-) -> tuple[bytes, str]:
-    result: Result = answers.results_of(
-        routed.executed.outputs, service.spec_of(routed.served_by), [picture]
-    )[0]
-    if drawn:
-        return answers.draw(picture.pixels, result, threshold=options.get("threshold", 0.5)), "image/png"
-    said: dict[str, Any] = {"served_by": routed.served_by, "timings": spent}
-    if isinstance(result, Detections):
-        document = answers.detection(result, picture.size, threshold=options["threshold"], **said)
-    else:
-        assert isinstance(result, Classification)
-        document = answers.classification(result, options["top"], size=picture.size, **said)
-    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode(), "application/json"
-
-
 async def _run(
     service: Service,
     request: Request,
-    feeds: Arrays,
+    prepare: Callable[[], Fed],
     arrived: float,
     timeout_s: float | None = None,
-    feeds_of: FeedsOf | None = None,
+    threads: Threads | None = None,
 ) -> Routed:
     routed = await execute(
         request,
         service.router,
-        feeds,
+        prepare,
         service.limits,
         arrived=arrived,
-        now=service.clock(),
+        clock=service.clock,
         timeout_s=timeout_s,
-        feeds_of=feeds_of,
         request_id=request.scope["state"].get("request_id", ""),
+        threads=threads,
     )
     request.scope["state"].update(served_by=routed.served_by, batch=routed.executed.batch)
     return routed

@@ -58,6 +58,14 @@ _OTHER_FORMATS = (
 )
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What is left of an image while its answer is waited for: `decoded` and `size` as `Picture` has them."""
+
+    decoded: Size
+    size: Size
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """One decoded image.
@@ -69,6 +77,16 @@ class Picture:
 
     pixels: Pixels
     size: Size
+
+    @property
+    def decoded(self) -> Size:
+        """(height, width) of the pixels."""
+        return self.pixels.shape[:2]
+
+    @property
+    def extent(self) -> Extent:
+        """The sizes alone."""
+        return Extent(self.decoded, self.size)
 
 
 def pixels_of(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
-import secrets
 import sys
 from datetime import UTC, datetime
 from typing import Final, TextIO
@@ -15,6 +15,8 @@ NAME: Final = "vitesse.serve"
 FIELDS: Final = ("request_id", "route", "status", "ms", "served_by", "batch")
 LONGEST_TEXT: Final = 2000
 
+# Names, not secrets: asking the system for random bytes takes longer than all the rest of a log line.
+_IDS = random.Random()
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _CREDENTIALS = re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\",;]+")
 
@@ -64,7 +66,7 @@ def request_id(header: str | None) -> str:
     """Return the client's X-Request-Id if it is sane (1 to 64 of letters, digits and `._:-`), else a new one."""
     if header is not None and _SANE_ID.fullmatch(header):
         return header
-    return secrets.token_hex(8)
+    return f"{_IDS.getrandbits(64):016x}"
 
 
 def log_request(

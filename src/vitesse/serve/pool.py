@@ -92,6 +92,15 @@ class Pool:
         asked = self._crew.ask_to_warm_up(feeds)
         return max(warming.done.result() for warming in asked)
 
+    @property
+    def broken(self) -> str:
+        """Why no worker can run anything in this process any more, as `health` says; "" = not broken."""
+        return self._crew.broken
+
+    def serves(self) -> bool:
+        """Return whether it takes work and a worker runs it, as `health` says: quick enough for each request."""
+        return self._crew.serves()
+
     def health(self) -> Health:
         """Return how the workers and the queue are: readiness and liveness are decided by it."""
         return self._crew.health()

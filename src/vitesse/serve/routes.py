@@ -123,8 +123,11 @@ def endpoints(service: Service) -> tuple[Endpoint, ...]:
 
 
 def starlette_routes(service: Service) -> list[Route]:
-    """Return the table as Starlette's routes; addresses without parameters come first, so that they win."""
-    table = sorted(endpoints(service), key=lambda endpoint: "{" in endpoint.path)
+    """Return the table as Starlette's routes: what it tries first wins, and is found soonest.
+
+    So inference comes first, whose addresses are nobody else's, then addresses without parameters.
+    """
+    table = sorted(endpoints(service), key=lambda endpoint: (not endpoint.counted, "{" in endpoint.path))
     return [
         Route(endpoint.path, _bound(endpoint, service), methods=[endpoint.method], name=endpoint.name)
         for endpoint in table

@@ -22,6 +22,7 @@ from vitesse.backends.closing import Closing
 from vitesse.environment import usable_cores
 from vitesse.errors import RunFolderError, StorageError, UsageError
 from vitesse.run import Run
+from vitesse.serve.admission import Places
 from vitesse.serve.execution import Threads
 from vitesse.serve.logs import NAME
 from vitesse.serve.metrics import Metrics
@@ -51,7 +52,6 @@ from vitesse.serve.variants import (
 from vitesse.serve.windows import Windows
 
 VERSION = "1"
-_WAITING_FOR_A_THREAD = 16  # decodings in line for each thread
 _LOG = logging.getLogger(NAME)
 
 
@@ -239,21 +239,21 @@ def _service(
     clock: Callable[[], float],
 ) -> Service:
     live = next(iter(variants.values()))
-    engine, most = live.engine, live.pool.health().max_items
+    engine, room = live.engine, live.pool.health()
     platform = f"{live.artifact.backend}_{'plan' if live.artifact.backend.startswith('tensorrt') else 'onnx'}"
-    cores = usable_cores()
     return Service(
-        Signature(name, VERSION, platform, engine.inputs, engine.outputs, most),
+        Signature(name, VERSION, platform, engine.inputs, engine.outputs, room.max_items),
         live.artifact.spec,
         router,
         metrics,
-        Threads(cores, cores * _WAITING_FOR_A_THREAD),
+        Threads(usable_cores()),
         dict,
         tally,
         options.limits,
+        Places(room.capacity + room.max_items * settings.workers),
         workers=settings.workers,
         max_wait_s=settings.max_wait_s,
-        why_dead=lambda: next((why for one in variants.values() if (why := one.pool.health().broken)), ""),
+        why_dead=lambda: next((why for one in variants.values() if (why := one.pool.broken)), ""),
         not_ready=lambda: _no_worker(variants),
         releases=_Operator(router) if REFERENCE in variants else None,
         keys=options.access.clients,
@@ -266,7 +266,7 @@ def _service(
 
 
 def _no_worker(variants: Mapping[str, Variant]) -> str:
-    if any(variant.pool.health().ready for variant in variants.values()):
+    if any(variant.pool.serves() for variant in variants.values()):
         return ""
     return "no worker is left that can run the model; they are being replaced"
 

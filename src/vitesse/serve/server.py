@@ -84,6 +84,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="off",  # what was opened is closed by who opened it, also when the loop was forced to end
                 access_log=False,
+                proxy_headers=False,  # nothing here depends on the client's address
                 log_config=None,
                 server_header=False,
                 timeout_keep_alive=_whole_seconds(limits.keep_alive_s),

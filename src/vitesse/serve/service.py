@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vitesse.serve.admission import Places
 from vitesse.serve.auth import Keys
 from vitesse.serve.execution import Submits, Threads
 from vitesse.serve.limits import Limits
@@ -70,7 +71,7 @@ class Service:
 
     Args:
         signature: its name, inputs and outputs. spec: how images become its inputs.
-        router: takes work. threads: decode and resize.
+        router: takes work. threads: decode and resize. places: requests that may be under way at once.
         status: the dashboard's document. tally: for v2 statistics.
         workers, max_wait_s: for v2 config. release: which variant answers and why, for v2 statistics.
         why_dead: a reason why the process must be restarted, "" for none.
@@ -89,6 +90,7 @@ class Service:
     status: Callable[[], Mapping[str, Any]]
     tally: Tally
     limits: Limits = field(default_factory=Limits)
+    places: Places = field(default_factory=lambda: Places(Limits.connections))
     workers: int = 1
     max_wait_s: float = 0.0
     release: Callable[[], Mapping[str, Any] | None] = lambda: None
