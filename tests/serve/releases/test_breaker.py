@@ -71,6 +71,31 @@ def test_a_slow_release_opens_it_and_a_machine_that_is_slow_for_both_does_not(br
     assert "150 ms per image, the reference's 50 ms" in breaker.why
 
 
+@pytest.mark.parametrize(
+    ("reference_ms", "release_ms", "slow"),
+    [
+        (0.0712, 0.184, False),  # a model that does next to nothing, and a thread that had to wait
+        (0.0712, 1.07, False),  # 15 times as long, and still less than a millisecond more
+        (0.0712, 1.08, True),
+        (10.0, 19.9, False),  # beyond the floor the factor decides
+        (10.0, 20.1, True),
+    ],
+)
+def test_less_than_a_millisecond_more_is_not_slow(
+    breaker: Breaker, clock: Clock, reference_ms: float, release_ms: float, slow: bool
+) -> None:
+    for _ in range(200):
+        breaker.record_reference(reference_ms / 1e3)
+    assert any(breaker.record(Outcome(seconds=release_ms / 1e3)) for _ in range(200)) == slow
+    if slow:
+        assert "(allowed are 2 times that or 1 ms more)" in breaker.why
+    opened(breaker)
+    clock.now += breaker.cool_down_s + 1
+    assert breaker.probe()
+    breaker.record_probe(Outcome(seconds=release_ms / 1e3), reference_ms / 1e3)
+    assert (breaker.state is State.OPEN) == slow, "a probe is judged by the same bound"
+
+
 def test_a_stall_of_the_machine_is_not_a_slow_release(breaker: Breaker) -> None:
     for _ in range(30):
         breaker.record_reference(0.05)

@@ -6,6 +6,7 @@ Pure: values and times in, decisions out; no thread, no lock (the router holds o
     error          k in a row, or a share of the window's requests                   fewer than `least` requests
     nonfinite      as errors: NaN or Inf from finite feeds; both count together
     slow           p95 of a run's seconds per item > factor × the reference's        fewer than `timed` of either
+                   and more than `slow_floor_s` above it
     disagreement   mean agreement of sampled requests, the latest or all, < bound    fewer than `compared`, or chance
     drift          Hellinger distance of the scores, beyond chance > bound           fewer than `scored` of either
 
@@ -58,6 +59,8 @@ class Thresholds:
         consecutive: failures (errors, NaN) in a row; failure_share: of the window, once it has `least` requests.
         window_s: seconds looked back.
         slow_factor: p95 of a run's seconds per item against the reference's; timed: runs needed on either side.
+        slow_floor_s: seconds per item that a release may be slower in any case: runs of less than a millisecond are
+            several times as long where another thread had the processor, and no client feels that.
         agreement: least mean in 0..1; compared: sampled requests needed, at least 2.
         drift: largest Hellinger distance beyond chance, 0..1; scored: scores needed on either side.
         cool_down_s: before the first probe; it doubles, up to cool_down_most_s, when the breaker opens again before it
@@ -70,6 +73,7 @@ class Thresholds:
     least: int = 20
     window_s: float = 60.0
     slow_factor: float = 2.0
+    slow_floor_s: float = 0.001
     timed: int = 20
     agreement: float = 0.9
     compared: int = 10
@@ -79,6 +83,10 @@ class Thresholds:
     cool_down_most_s: float = 1800.0
     stable_s: float = 600.0
     probes: int = 5
+
+    def slowest_s(self, reference_s: float) -> float:
+        """Return how many seconds per item are not too slow beside a reference that takes `reference_s`."""
+        return max(self.slow_factor * reference_s, reference_s + self.slow_floor_s)
 
 
 @dataclass(frozen=True)
@@ -292,14 +300,14 @@ class Breaker:
         if min(len(found), len(expected)) < limits.timed:
             return None
         ours, theirs = _p95(found), _p95(expected)
-        if ours <= limits.slow_factor * theirs:
+        if ours <= limits.slowest_s(theirs):
             return None
         # p95 of a few runs is nearly their worst: one stall, unless most of the latest are slower too.
         if min(len(found), len(expected)) < _TAIL and median(found[-limits.timed :]) <= median(expected):
             return None
         return Kind.SLOW, (
             f"p95 of {len(found)} runs is {1e3 * ours:.3g} ms per image, the reference's {1e3 * theirs:.3g} ms "
-            f"(at most {limits.slow_factor:g} times that)"
+            f"(allowed are {limits.slow_factor:g} times that or {1e3 * limits.slow_floor_s:g} ms more)"
         )
 
     def _fault_of(self, outcome: Outcome, reference_seconds: float | None) -> tuple[Kind, str] | None:
@@ -309,7 +317,7 @@ class Breaker:
         if outcome.agreement is not None and outcome.agreement < limits.agreement:
             return Kind.DISAGREEMENT, f"it agrees by {outcome.agreement:.3f} (at least {limits.agreement:g})"
         if outcome.seconds is not None and reference_seconds is not None:
-            most = limits.slow_factor * reference_seconds
+            most = limits.slowest_s(reference_seconds)
             if outcome.seconds > most:
                 return Kind.SLOW, f"it took {1e3 * outcome.seconds:.3g} ms (at most {1e3 * most:.3g})"
         return None
