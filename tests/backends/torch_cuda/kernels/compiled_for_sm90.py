@@ -141,7 +141,6 @@ CASES = {
     "attention ViT-H/14": (heads(8, 257, 257, 16, 80), 1),
     "attention DETR encoder": (heads(8, 1050, 1050, 8, 32), 1),
     "attention DETR decoder": (heads(1, 100, 1050, 8, 32), 2),
-    "attention in float32": (heads(1, 197, 197, 12, 64, dtype=torch.float32, out_dtype="float32"), 3),
     "norm ViT-B": (rows(394, 768), 2),
     "norm ViT-L with a residual and E4M3": (rows(394, 1024, out_scale=0.1), 2),
     "norm DETR": (rows(1050, 256), 2),

@@ -256,7 +256,7 @@ def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
     assert said((x.transpose(1, 2), x, x)) == "channels do not lie side by side in memory"
 
 
-def test_few_queries_split_their_keys_and_unaligned_heads_come_by_pointers() -> None:
+def test_few_queries_split_their_keys_and_unaligned_or_narrow_heads_come_by_pointers() -> None:
     def configs(images: int, sq: int, sk: int, **changed: int) -> list[Any]:
         q, kv = (torch.empty(images, n, 512, dtype=torch.float16, device="meta") for n in (sq, sk))
         attributes = {"heads": 8, "head_size": 32, "value_size": 32, "scale": 0.2, "v_offset": 256, **changed}
@@ -266,6 +266,7 @@ def test_few_queries_split_their_keys_and_unaligned_heads_come_by_pointers() -> 
     assert all(config["splits"] == 1 for config in configs(32, 197, 197))
     assert all(config["tma"] for config in configs(1, 100, 1050))
     assert not any(config["tma"] for config in configs(1, 100, 1050, v_offset=252))
+    assert not any(config["tma"] for config in configs(1, 100, 1050, value_size=8))
 
 
 def test_torch_is_held_to_backends_that_take_the_node() -> None:

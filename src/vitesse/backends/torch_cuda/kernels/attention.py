@@ -61,11 +61,11 @@ class TritonAttention:
     def tactics(self, tensors: Tensors, attributes: Attributes, device: DeviceFacts) -> list[Tactic]:
         """Return block sizes for these lengths: small blocks of queries and split keys where programs are few."""
         q, k, _, _ = _inputs(tensors)
-        sq, sk, wide = q.shape[1], k.shape[1], q.dtype == torch.float32
+        sq, sk = q.shape[1], k.shape[1]
         around = attributes["heads"] * max(q.shape[0], k.shape[0])
         tma = int(device.capability >= (9, 0) and _blocks_fit(tensors, attributes))
         whole, split = [], []
-        for block_m, block_n, warps, stages in _blocks(sq, sk, wide, around, device.sms):
+        for block_m, block_n, warps, stages in _blocks(sq, sk, around, device.sms):
             if _shared(attributes, block_n, stages, q.dtype.itemsize) <= SHARED_BYTES:
                 programs = -(-sq // block_m) * around
                 whole.append((1, (block_m, block_n, warps, stages)))
@@ -141,7 +141,6 @@ def _launch(tensors: Tensors, attributes: Attributes, config: dict[str, Any]) ->
         BLOCKS=bool(config["tma"]),
         SHARED_KEYS=k.shape[0] == 1,
         SHARED_VALUES=v.shape[0] == 1,
-        PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee",
         STAGES=config["num_stages"],
         num_warps=config["num_warps"],
         **early,
@@ -220,10 +219,8 @@ def _shared(attributes: Attributes, block_n: int, stages: int, itemsize: int) ->
     return stages * block_n * width * itemsize
 
 
-def _blocks(sq: int, sk: int, wide: bool, around: int, sms: int) -> list[tuple[int, int, int, int]]:
+def _blocks(sq: int, sk: int, around: int, sms: int) -> list[tuple[int, int, int, int]]:
     """(block_m, block_n, warps, stages), best guess first."""
-    if wide:
-        return [(16, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2)][: 1 if sq <= 16 else 3]
     few = [(16, 64, 4, 3), (16, 128, 4, 3), (16, 64, 2, 3), (16, 32, 1, 3)]
     if sq <= 16:
         return few

@@ -61,7 +61,6 @@ def attend(
     BLOCKS: tl.constexpr,  # whether k_blocks and v_blocks are tensor descriptors
     SHARED_KEYS: tl.constexpr,  # one set of keys, or of values, for the whole batch
     SHARED_VALUES: tl.constexpr,
-    PRECISION: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Write `BLOCK_M` rows of one head: grid (tiles of queries · heads · batch, splits)."""
@@ -95,7 +94,7 @@ def attend(
     for step in tl.range(0, share, num_stages=STAGES):
         at = (begin + step) * BLOCK_N
         keys = fetched(k_blocks, k, key_set, at, head, k_row, BLOCK_N, SK, SIZE, WIDTH, BLOCKS)
-        scores = tl.dot(queries, keys.T, input_precision=PRECISION)
+        scores = tl.dot(queries, keys.T)
         scores = masked(
             *(scores, mask, first, at, mask_row, mask_column, factor),
             *(BLOCK_M, BLOCK_N, SQ, whole * BLOCK_N, MASK, uneven),
@@ -104,14 +103,14 @@ def attend(
         values = fetched(
             v_blocks, v, value_set, at, head, v_row, BLOCK_N, SK, VALUE_SIZE, VALUE_WIDTH, BLOCKS
         )
-        sums = tl.dot(shares.to(values.dtype), values, sums * shrink[:, None], input_precision=PRECISION)
+        sums = tl.dot(shares.to(values.dtype), values, sums * shrink[:, None])
     if TAIL > 0:
         # Only the last split has it: elsewhere its columns count as out of bounds.
         limit = tl.where(tl.program_id(1) == SPLITS - 1, SK, 0)
         at = whole * BLOCK_N
         if not small:
             tail_keys = fetched(k_blocks, k, key_set, at, head, k_row, TAIL, SK, SIZE, WIDTH, BLOCKS)
-        scores = tl.dot(queries, tail_keys.T, input_precision=PRECISION)
+        scores = tl.dot(queries, tail_keys.T)
         scores = masked(
             *(scores, mask, first, at, mask_row, mask_column, factor),
             *(BLOCK_M, TAIL, SQ, limit, MASK, True),
@@ -121,9 +120,7 @@ def attend(
             tail_values = fetched(
                 v_blocks, v, value_set, at, head, v_row, TAIL, SK, VALUE_SIZE, VALUE_WIDTH, BLOCKS
             )
-        sums = tl.dot(
-            shares.to(tail_values.dtype), tail_values, sums * shrink[:, None], input_precision=PRECISION
-        )
+        sums = tl.dot(shares.to(tail_values.dtype), tail_values, sums * shrink[:, None])
 
     rows = first + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, VALUE_WIDTH)
