@@ -5,8 +5,9 @@
 
 Needs wrk. PYTHON is an interpreter of an environment with litserve and python-multipart, or nvidia-pytriton. A null
 model takes 1×3×224×224 float32 (602 KB) and gives three floats; all servers get the same tensor from the same client at
-the same concurrency, and take turns, round by round. Processor time is that of the server's processes. Beside no
-server: ViT-Ti/16 behind the server, and the same file in one bare session a core, in turns as well.
+the same concurrency, and take turns, round by round; and then a tensor of 1×3×32×32 (12 KB), where little is copied.
+Processor time is that of the server's processes. Beside no server: ViT-Ti/16 behind the server, and the same file in
+one bare session a core, in turns as well.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy as np
 import psutil
 from serve_process import Post, Started, free_port, ours, started, wrk
 from serve_runs import SIZE, finished_run, null_model, photo, vit_ti
-from serve_tables import write_page
+from serve_tables import OF_SMALL, write_page
 
 from vitesse.benchmark.quiet import ForeignLoad
 from vitesse.benchmark.throughput import throughput
@@ -40,6 +41,7 @@ from vitesse.serve.limits import Limits
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "serve_cost.json"
 CONNECTIONS = 8
+SMALL_SIDE = 32
 # On a machine that others keep busy, requests would be given up that only wait, and an error is quickly answered.
 PATIENT = ("--queue-s", "30")
 Sample = dict[str, Any]
@@ -66,6 +68,7 @@ def main() -> None:
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Start every server, give each its turns, and return all samples."""
     null, vit = finished_run(folder / "null", null_model()), finished_run(folder / "vit_ti", vit_ti())
+    small = finished_run(folder / "small" / "null", null_model(SMALL_SIDE))
     tensor = np.random.default_rng(0).normal(size=(1, 3, *SIZE)).astype(np.float32)
     posts = bodies(folder, tensor, photo(folder / "photo.jpg"))
     failed: dict[str, str] = {}
@@ -77,6 +80,10 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
         for what in ("tensor", "JPEG"):
             turns[f"Vitesse, {what}"] = turn(server, posts[what], folder, given.seconds)
+        tiny = start(
+            stack, folder, "small", ours(small.folder, port := free_port(), *PATIENT), port, "/readyz"
+        )
+        turns[f"Vitesse{OF_SMALL}"] = turn(tiny, posts["small tensor"], folder, given.seconds)
         image = posts["JPEG"].body.read_bytes()
         turns["decode"] = lambda: decode_cpu(null, image, given.seconds)
         behind = start(
@@ -84,13 +91,15 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
         turns["ViT-Ti, Vitesse"] = turn(behind, posts["ViT-Ti"], folder, given.seconds)
         turns["ViT-Ti, bare"] = lambda: bare(vit, tensor, given.seconds)
-        for name, command, port, ready, post, environment in peers(given, posts):
+        for name, command, port, ready, form, environment in peers(given):
+            asked = {name: posts[form], f"{name}{OF_SMALL}": posts[f"small {form}"]}
             try:
                 peer = start(stack, folder, name, command, port, ready, environment)
-                turns[name] = turn(peer, post, folder, given.seconds)
-                turns[name]()  # warms it up, and shows whether it answers
+                new = {label: turn(peer, post, folder, given.seconds) for label, post in asked.items()}
+                for one in new.values():
+                    one()  # warms it up, and shows whether it answers
+                turns.update(new)
             except Exception as error:  # other people's servers fail in many ways
-                turns.pop(name, None)
                 failed[name] = " ".join(str(error).split())[:400]
         samples = take_turns(turns, given.rounds)
     return {
@@ -106,7 +115,18 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def bodies(folder: Path, tensor: np.ndarray[Any, Any], jpeg: Path) -> dict[str, Post]:
-    """Write what is sent: the tensor as v2 has it, the same as a file of a form, and a JPEG."""
+    """Write what is sent: the tensor as v2 has it, the same as a file of a form, a JPEG, and a part of the tensor."""
+    little = np.ascontiguousarray(tensor[:, :, :SMALL_SIDE, :SMALL_SIDE])
+    large, small = (_as_sent(folder, name, one) for name, one in (("large", tensor), ("small", little)))
+    return {
+        **large,
+        "ViT-Ti": replace(large["tensor"], path="/v2/models/vit_ti/infer"),
+        "JPEG": Post("/v1/classify", jpeg, {}),
+        **{f"small {form}": post for form, post in small.items()},
+    }
+
+
+def _as_sent(folder: Path, name: str, tensor: np.ndarray[Any, Any]) -> dict[str, Post]:
     entry = {
         "name": "images",
         "datatype": "FP32",
@@ -114,35 +134,35 @@ def bodies(folder: Path, tensor: np.ndarray[Any, Any], jpeg: Path) -> dict[str, 
         "parameters": {"binary_data_size": tensor.nbytes},
     }
     header = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
-    (folder / "v2").write_bytes(header + tensor.tobytes())
+    (folder / f"{name}.v2").write_bytes(header + tensor.tobytes())
     edge = "vitesse-boundary"
     begin = f'--{edge}\r\nContent-Disposition: form-data; name="tensor"; filename="tensor"\r\n\r\n'.encode()
-    (folder / "form").write_bytes(begin + tensor.tobytes() + f"\r\n--{edge}--\r\n".encode())
+    (folder / f"{name}.form").write_bytes(begin + tensor.tobytes() + f"\r\n--{edge}--\r\n".encode())
     length = {"Inference-Header-Content-Length": str(len(header))}
     return {
-        "tensor": Post("/v2/models/null/infer", folder / "v2", length),
-        "ViT-Ti": Post("/v2/models/vit_ti/infer", folder / "v2", length),
-        "JPEG": Post("/v1/classify", jpeg, {}),
-        "form": Post("/predict", folder / "form", {"Content-Type": f"multipart/form-data; boundary={edge}"}),
+        "tensor": Post("/v2/models/null/infer", folder / f"{name}.v2", length),
+        "form": Post(
+            "/predict", folder / f"{name}.form", {"Content-Type": f"multipart/form-data; boundary={edge}"}
+        ),
     }
 
 
-def peers(given: argparse.Namespace, posts: Mapping[str, Post]) -> list[tuple[Any, ...]]:
-    """Return name, command, port, address of readiness, what to send and environment of each other server."""
+def peers(given: argparse.Namespace) -> list[tuple[Any, ...]]:
+    """Return name, command, port, address of readiness, form of what is sent and environment of each other server."""
     found: list[tuple[Any, ...]] = []
     litserve, pytriton = str(HERE / "serve_peer_litserve.py"), str(HERE / "serve_peer_pytriton.py")
     for label, more in (("1 worker", ["1"]), ("2 workers", ["2"]), ("1 worker, fast queue", ["1", "fast"])):
         if given.litserve:
             port = free_port()
             command = [given.litserve, litserve, str(port), *more]
-            found.append((f"LitServe, {label}", command, port, "/health", posts["form"], None))
+            found.append((f"LitServe, {label}", command, port, "/health", "form", None))
     if given.pytriton:
         port = free_port()
         command = [given.pytriton, pytriton, *map(str, (port, free_port(), free_port()))]
         # Its server embeds a Python whose shared library lies beside the interpreter's.
         library = Path(os.path.realpath(given.pytriton)).parents[1] / "lib"
         environment = {**os.environ, "LD_LIBRARY_PATH": str(library)}
-        found.append(("pytriton", command, port, "/v2/models/null/ready", posts["tensor"], environment))
+        found.append(("pytriton", command, port, "/v2/models/null/ready", "tensor", environment))
     return found
 
 

@@ -14,7 +14,7 @@ from pytriton.triton import Triton, TritonConfig
 @batch
 def null(images):
     """One float of each channel, as the null model of the benchmark gives it."""
-    return {"logits": images[:, :, 112, 112]}
+    return {"logits": images[:, :, images.shape[2] // 2, images.shape[3] // 2]}
 
 
 if __name__ == "__main__":
@@ -24,7 +24,7 @@ if __name__ == "__main__":
         triton.bind(
             model_name="null",
             infer_func=null,
-            inputs=[Tensor(name="images", dtype=np.float32, shape=(3, 224, 224))],
+            inputs=[Tensor(name="images", dtype=np.float32, shape=(3, -1, -1))],
             outputs=[Tensor(name="logits", dtype=np.float32, shape=(-1,))],
             config=ModelConfig(max_batch_size=1),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,21 +32,21 @@ SPEC = ModelSpec(
 )
 
 
-def null_model() -> bytes:
-    """images (batch, 3, 224, 224) float32 → logits (batch, 3), the pixel in the middle: the server is all there is."""
+def null_model(side: int = SIZE[0]) -> bytes:
+    """images (batch, 3, side, side) float32 → logits (batch, 3), the pixel in the middle: the server is all."""
     constants = [
         numpy_helper.from_array(np.array(values, np.int64), name)
-        for name, values in (("from", [112, 112]), ("to", [113, 113]), ("axes", [2, 3]))
+        for name, values in (("from", [side // 2] * 2), ("to", [side // 2 + 1] * 2), ("axes", [2, 3]))
     ]
     nodes = [
         helper.make_node("Slice", ["images", "from", "to", "axes"], ["pixel"]),
         helper.make_node("Flatten", ["pixel"], ["logits"]),
     ]
-    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, *SIZE])
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, side, side])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
     graph = helper.make_graph(nodes, "null", [images], [logits], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return serialise(model, SPEC)
+    return serialise(model, replace(SPEC, preprocessing=replace(SPEC.preprocessing, size=(side, side))))
 
 
 def vit_ti() -> bytes:

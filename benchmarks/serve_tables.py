@@ -11,6 +11,9 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "serving.md"
 TENSOR, JPEG, DECODE = "Vitesse, tensor", "Vitesse, JPEG", "decode"
+# What is behind the name of a server that was asked with the small tensor.
+OF_SMALL = ", small"
+SMALL = f"Vitesse{OF_SMALL}"
 BARE, BEHIND = "ViT-Ti, bare", "ViT-Ti, Vitesse"
 
 
@@ -36,6 +39,8 @@ def cost_tables(found: Mapping[str, Any]) -> str:
     """Return what a request costs, who answers how many of them, and the share of the bare session."""
     samples = found["samples"]
     parts = [conditions(found, samples), cost_table(samples), server_table(samples, found["failed"])]
+    if SMALL in samples:
+        parts.append(server_table(samples, found["failed"], small=True))
     return "\n\n".join([*parts, share_line(samples)])
 
 
@@ -56,11 +61,17 @@ def cost_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Processor time of the server for one request of each kind; a JPEG's decoding is measured beside it."""
     tensor, jpeg, decode = (values(samples[name], "cpu_ms") for name in (TENSOR, JPEG, DECODE))
     beyond = [one - other for one, other in zip(jpeg, decode, strict=True)]
+    small = [
+        f"| 1×3×32×32 float32 in binary, 12 KB | {spread(values(samples[name], 'cpu_ms'), 2)} |"
+        for name in (SMALL,)
+        if name in samples
+    ]
     return "\n".join(
         [
             "| a request | ms of processor time |",
             "|---|---|",
             f"| 1×3×224×224 float32 in binary, 602 KB | {spread(tensor, 2)} |",
+            *small,
             f"| JPEG of 640×480, all of it | {spread(jpeg, 2)} |",
             f"| its decoding, resizing and normalising, without a server | {spread(decode, 2)} |",
             f"| JPEG, beyond that | {spread(beyond, 2)} |",
@@ -68,12 +79,26 @@ def cost_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     )
 
 
-def server_table(samples: Mapping[str, Sequence[Mapping[str, Any]]], failed: Mapping[str, str]) -> str:
-    """One line a server with the null model, most requests first, and how many times as many Vitesse answers."""
-    names = [name for name in samples if name not in {JPEG, DECODE, BARE, BEHIND}]
-    ours = values(samples[TENSOR], "per_s")
+def server_table(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]], failed: Mapping[str, str], *, small: bool = False
+) -> str:
+    """One line a server with the null model, most requests first, and how many times as many Vitesse answers.
+
+    Args:
+        small: of the requests with 12 KB, which show what a request costs, and not those with 602 KB, which show as
+            much what copying costs.
+    """
+    names = [
+        name
+        for name in samples
+        if name not in {JPEG, DECODE, BARE, BEHIND} and name.endswith(OF_SMALL) == small
+    ]
+    mine = SMALL if small else TENSOR
+    ours = values(samples[mine], "per_s")
+    size = "12 KB" if small else "602 KB"
     lines = [
-        "| null model, same tensor | requests/s | p50 / p99 ms | ms of processor time | memory MB | Vitesse answers |",
+        f"| null model, {size} | requests/s | p50 / p99 ms | ms of processor time | memory MB "
+        "| Vitesse answers |",
         "|---|---|---|---|---|---|",
     ]
     for name in sorted(names, key=lambda name: -statistics.median(values(samples[name], "per_s"))):
@@ -81,9 +106,10 @@ def server_table(samples: Mapping[str, Sequence[Mapping[str, Any]]], failed: Map
         ratios = [a / b for a, b in zip(ours, values(rows, "per_s"), strict=True)]
         p50, p99 = (statistics.median(values(rows, figure)) for figure in ("p50_ms", "p99_ms"))
         rss = statistics.median(values(rows, "rss_mb"))
-        times = "" if name == TENSOR else f"{spread(ratios, 1)} times as many"
+        times = "" if name == mine else f"{spread(ratios, 1)} times as many"
+        server = name.removesuffix(", tensor").removesuffix(OF_SMALL)
         lines.append(
-            f"| {name.removesuffix(', tensor')} | {spread(values(rows, 'per_s'), 0)} | {p50:.1f} / {p99:.1f} | "
+            f"| {server} | {spread(values(rows, 'per_s'), 0)} | {p50:.1f} / {p99:.1f} | "
             f"{spread(values(rows, 'cpu_ms'), 2)} | {rss:.0f} | {times} |"
         )
     lines += [f"| {name} | not run: {why.replace('|', '/')} | | | | |" for name, why in failed.items()]

@@ -80,6 +80,25 @@ def test_servers_stand_fastest_first_with_the_ratio_of_each_round(table: ModuleT
     ]
 
 
+def test_small_requests_have_a_table_of_their_own(table: ModuleType) -> None:
+    found = cost(table)
+    assert "12 KB" not in table.cost_tables(found), "results from before small requests were measured"
+    found["samples"] |= {
+        table.SMALL: [turn(2400, 0.4), turn(1200, 0.5), turn(2400, 0.3)],
+        f"LitServe, 1 worker{table.OF_SMALL}": [turn(600, 1.5), turn(400, 1.5), turn(400, 2.0)],
+    }
+    assert "| 1×3×32×32 float32 in binary, 12 KB | 0.40 [0.30 to 0.50] |" in table.cost_table(
+        found["samples"]
+    )
+    large = table.server_table(found["samples"], found["failed"])
+    assert "1200 [600 to 1200]" in large and "2400" not in large
+    lines = table.server_table(found["samples"], found["failed"], small=True).splitlines()
+    assert lines[0].startswith("| null model, 12 KB | requests/s |")
+    assert lines[2].startswith("| Vitesse | 2400 [1200 to 2400] |") and lines[2].endswith("|  |")
+    assert lines[3].startswith("| LitServe, 1 worker | 400 [400 to 600] |")
+    assert lines[3].endswith("| 4.0 [3.0 to 6.0] times as many |")
+
+
 def test_the_share_of_the_bare_session_is_that_of_the_rounds(table: ModuleType) -> None:
     said = table.share_line(cost(table)["samples"])
     assert "bare 40.0 [20.0 to 50.0] images/s, behind the server 38.0 [20.0 to 48.0]" in said
