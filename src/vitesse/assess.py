@@ -36,6 +36,8 @@ from vitesse.verify.parity import ParityMeter
 TIMED_IMAGES = 8
 # Steps whose tensors keep their names and values, so that the first one that differs can be found.
 SAME_NUMBERS = (StepKind.CLEANING, StepKind.STRUCTURAL)
+# A smaller network gives other outputs by design.
+_OTHER_NUMBERS = "another network, which is judged by its accuracy"
 SPEED_FIELDS = ("latency_ms", "gain", "throughput_per_s", "memory_mb", "load_ms", "cold_start_ms")
 
 
@@ -155,7 +157,8 @@ class Assessor:
         ):
             parity = self._with_first_diverging(parity, meter, step)
             verdict, reason = judge(replace(evidence, parity=parity), limits)
-        unmeasured = {**timing.unmeasured, **({"accuracy": why} if accuracy is None else {})}
+        by_design = {"parity": _OTHER_NUMBERS} if step.kind is StepKind.LEVER else {}
+        unmeasured = {**by_design, **timing.unmeasured, **({"accuracy": why} if accuracy is None else {})}
         row = _with_timing(replace(row, accuracy=accuracy, parity=parity, unmeasured=unmeasured), timing)
         row = self._counted(row, step.built.artifact)
         said = (*row.notes, *notes(evidence, limits), *_emulated(judged), *_disturbed(timing))

@@ -25,6 +25,8 @@ CPU_PRECISIONS = ("fp32", "int8")
 GPU_PRECISIONS = ("fp32", "fp16")
 # In the order in which they are tried: a smaller input is exported anew, the others rewrite the graph.
 LEVERS = ("size", "decoder", "queries", "tokens")
+# Stages behind which the outputs are those of another, smaller network.
+SMALLER = (*LEVERS, "distil")
 IMPORTANCE = ("taylor", "l1", "bn")
 METHODS = ("minmax", "entropy", "percentile", "mse")
 ACTIVATIONS = ("auto", "int8", "uint8")

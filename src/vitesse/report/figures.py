@@ -9,6 +9,7 @@ from vitesse.ledger import Ledger, Row, Verdict
 
 NO_REASON = "no reason was recorded"
 DASH = "–"
+_CLEARLY_FEWER = 0.95
 
 METRICS: Mapping[str, str] = {"coco_ap": "AP", "top1": "top-1", "agreement": "agreement"}
 
@@ -65,9 +66,17 @@ class RowText:
 
 
 def columns(ledger: Ledger) -> tuple[Column, ...]:
-    """Return the columns of figures, with the accuracy column named after the run's metric."""
+    """Return the columns of figures, with the accuracy column named after the run's metric.
+
+    Operations and parameters are shown where a step made the network itself smaller.
+    """
     return (
         Column("size", "size", "MB"),
+        *(
+            (Column("flops", "work", "GFLOPs"), Column("parameters", "weights", "M"))
+            if _shrinks(ledger)
+            else ()
+        ),
         Column("accuracy", metric_name(ledger)),
         Column("drop", "drop", "points"),
         Column("p50", "p50", "ms"),
@@ -90,10 +99,13 @@ def metric_name(ledger: Ledger) -> str:
 
 def row_texts(ledger: Ledger) -> tuple[RowText, ...]:
     """Return every row of the ledger as text, numbered from 1."""
-    return tuple(_row_text(row, index, index == ledger.chosen) for index, row in enumerate(ledger.rows))
+    shrinks = _shrinks(ledger)
+    return tuple(
+        _row_text(row, index, index == ledger.chosen, shrinks) for index, row in enumerate(ledger.rows)
+    )
 
 
-def _row_text(row: Row, index: int, chosen: bool) -> RowText:
+def _row_text(row: Row, index: int, chosen: bool, shrinks: bool) -> RowText:
     changed = sorted(((name, count) for name, count in row.changes.items() if count), key=lambda one: -one[1])
     return RowText(
         number=index + 1,
@@ -101,7 +113,7 @@ def _row_text(row: Row, index: int, chosen: bool) -> RowText:
         verdict=row.verdict,
         reason=row.reason,
         chosen=chosen,
-        cells=_cells(row, is_source=index == 0),
+        cells={**_cells(row, is_source=index == 0), **(_costs(row) if shrinks else {})},
         changed=tuple(changed),
         unchanged=tuple(name for name, count in row.changes.items() if not count),
         details=_details(row),
@@ -131,6 +143,22 @@ def _cells(row: Row, *, is_source: bool) -> dict[str, Cell]:
         "gain": cell(None if row.gain is None else times(row.gain), "gain"),
         "spread": Cell("" if spread is None else f"{spread[0]:.2f}–{spread[1]:.2f}"),
     }
+
+
+def _costs(row: Row) -> dict[str, Cell]:
+    uncounted = Cell(DASH, "operations are counted on a graph of standard operators")
+    return {
+        "flops": uncounted if row.flops is None else Cell(decimal(row.flops / 1e9)),
+        "parameters": uncounted if row.parameters is None else Cell(decimal(row.parameters / 1e6)),
+    }
+
+
+def _shrinks(ledger: Ledger) -> bool:
+    """Whether a step left clearly fewer operations; merging a few by fusion is not that."""
+    whole = ledger.rows[0].flops if ledger.rows else None
+    return whole is not None and any(
+        row.flops is not None and row.flops < _CLEARLY_FEWER * whole for row in ledger.rows
+    )
 
 
 def _details(row: Row) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from vitesse.precision.search.found import Found
 from vitesse.report import sections
 from vitesse.report.extras import ReportExtras
 from vitesse.report.figures import columns, row_texts
+from vitesse.report.learning import Learning, learning_plot, learnings
 from vitesse.report.markdown import render_markdown
 from vitesse.report.pictures import embed
 from vitesse.report.plot import accuracy_plot, left_out
@@ -32,14 +33,16 @@ def write_report(run: Path, ledger: Ledger, extras: ReportExtras) -> Path:
         StorageError: the folder cannot be written; an earlier report is kept.
         RunFolderError: a picture cannot be decoded, or the outcome of a search not be read.
     """
-    searches = load_searches(run)
-    page = render_html(ledger, extras, searches)
-    write_atomically(run / "report.md", render_markdown(ledger, extras, searches).encode())
+    searches, learnt = load_searches(run), learnings(run, ledger)
+    page = render_html(ledger, extras, searches, learnt)
+    write_atomically(run / "report.md", render_markdown(ledger, extras, searches, learnt).encode())
     write_atomically(run / "report.html", page.encode())
     return run / "report.html"
 
 
-def render_html(ledger: Ledger, extras: ReportExtras, searches: Sequence[Found] = ()) -> str:
+def render_html(
+    ledger: Ledger, extras: ReportExtras, searches: Sequence[Found] = (), learnt: Sequence[Learning] = ()
+) -> str:
     """Return the whole page; every text from the ledger is escaped by the template engine.
 
     Raises:
@@ -69,6 +72,7 @@ def render_html(ledger: Ledger, extras: ReportExtras, searches: Sequence[Found] 
                 for one in searches
             ],
             search_heads=HEADS,
+            learnings=[(one, [Markup(plot) for plot in _learning_plots(one)]) for one in learnt],
             pictures=[(one, embed(one.before_png), embed(one.after_png)) for one in extras.pictures],
             bars=bars,
             total=sections.operator_total(extras.operators),
@@ -80,6 +84,11 @@ def render_html(ledger: Ledger, extras: ReportExtras, searches: Sequence[Found] 
             environment=sections.environment_lines(ledger.environment),
         )
     )
+
+
+def _learning_plots(found: Learning) -> list[str]:
+    plots = [learning_plot(found, width=width, height=height) for width, height in (WIDE_PLOT, NARROW_PLOT)]
+    return plots if all(plots) else []
 
 
 @cache

@@ -11,11 +11,15 @@ from vitesse.precision.search.found import Found
 from vitesse.report import sections
 from vitesse.report.extras import ReportExtras
 from vitesse.report.figures import RowText, columns, row_texts
+from vitesse.report.learning import HEADS as LEARNING_HEADS
+from vitesse.report.learning import Learning
 from vitesse.report.search_section import HEADS, SearchText, search_text
 from vitesse.report.summary import conclude
 
 
-def render_markdown(ledger: Ledger, extras: ReportExtras, searches: Sequence[Found] = ()) -> str:
+def render_markdown(
+    ledger: Ledger, extras: ReportExtras, searches: Sequence[Found] = (), learnt: Sequence[Learning] = ()
+) -> str:
     """Return the report as GitHub-flavoured Markdown; text from the ledger is escaped."""
     conclusion = conclude(ledger)
     blocks = [
@@ -25,6 +29,7 @@ def render_markdown(ledger: Ledger, extras: ReportExtras, searches: Sequence[Fou
         "## Ledger",
         _ledger_table(ledger),
         "\n".join(_row_item(row) for row in row_texts(ledger)),
+        *(block for one in learnt for block in _learning(one)),
         *(block for one in searches for block in _search(search_text(one))),
         *_section("Start-up and size", _start_up(ledger)),
         *_section("Where the time goes", "\n\n".join(filter(None, (_modules(extras), _operators(extras))))),
@@ -70,6 +75,12 @@ def _search(text: SearchText) -> tuple[str, ...]:
     return _section(
         f"Lowered block by block on {_plain(text.runtime)}", "\n\n".join(filter(None, (body, table, notes)))
     )
+
+
+def _learning(found: Learning) -> tuple[str, ...]:
+    sentence = f"{_plain(found.sentence())} Every step: [{_plain(found.log)}]({found.log})"
+    table = _table(LEARNING_HEADS, found.cells(), left=()) if found.scores else ""
+    return _section(f"How {_plain(found.stage)} learnt", "\n\n".join(filter(None, (sentence, table))))
 
 
 def _start_up(ledger: Ledger) -> str:

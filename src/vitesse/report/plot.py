@@ -141,15 +141,15 @@ class _Plot:
         parts = []
         for tick in self.y.ticks:
             y = self.y.at(tick)
-            parts.append(_line(frame.left, y, frame.right, y, "p-grid"))
-            parts.append(_text(frame.left - 8, y + 4, self.y.tick_text(tick), "p-tick", "end"))
+            parts.append(svg_line(frame.left, y, frame.right, y, "p-grid"))
+            parts.append(svg_text(frame.left - 8, y + 4, self.y.tick_text(tick), "p-tick", "end"))
         for tick in self.x.ticks:
             x = self.x.at(tick)
-            parts.append(_line(x, frame.bottom, x, frame.bottom + 4, "p-axis"))
-            parts.append(_text(x, frame.bottom + 18, self.x.tick_text(tick), "p-tick", "middle"))
-        parts.append(_line(frame.left, frame.bottom, frame.right, frame.bottom, "p-axis"))
+            parts.append(svg_line(x, frame.bottom, x, frame.bottom + 4, "p-axis"))
+            parts.append(svg_text(x, frame.bottom + 18, self.x.tick_text(tick), "p-tick", "middle"))
+        parts.append(svg_line(frame.left, frame.bottom, frame.right, frame.bottom, "p-axis"))
         parts.append(
-            _text(
+            svg_text(
                 frame.right,
                 frame.bottom + 38,
                 "p50 latency, ms (the original's over the gain) → slower",
@@ -157,7 +157,7 @@ class _Plot:
                 "end",
             )
         )
-        parts.append(_text(4, 16, f"{self.metric}, 0 to 1 ↑ better", "p-title", "start"))
+        parts.append(svg_text(4, 16, f"{self.metric}, 0 to 1 ↑ better", "p-title", "start"))
         return parts
 
     def budget_lines(self) -> list[str]:
@@ -165,13 +165,13 @@ class _Plot:
         parts = []
         if self.budgets.floor is not None:
             y, box = self.y.at(self.budgets.floor), self._floor_label()
-            parts.append(_line(frame.left, y, frame.right, y, "p-budget"))
-            parts.append(_text(box.right, box.bottom - 4, self.budgets.floor_text, "p-note", "end"))
+            parts.append(svg_line(frame.left, y, frame.right, y, "p-budget"))
+            parts.append(svg_text(box.right, box.bottom - 4, self.budgets.floor_text, "p-note", "end"))
         if self._budget_shown() and self.budgets.latency_ms is not None:
             x = self.x.at(self.budgets.latency_ms)
-            parts.append(_line(x, frame.top, x, frame.bottom, "p-budget"))
+            parts.append(svg_line(x, frame.top, x, frame.bottom, "p-budget"))
             box = self._budget_label()
-            parts.append(_text(box.left, box.bottom - 4, self._budget_text(), "p-note", "start"))
+            parts.append(svg_text(box.left, box.bottom - 4, self._budget_text(), "p-note", "start"))
         return parts
 
     def marks(self) -> list[str]:
@@ -245,11 +245,13 @@ class _Plot:
         return Box(left, self.frame.top - LABEL_HEIGHT, left + width, self.frame.top)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def svg_line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    """Return a line between two points in pixels, of a class of the style sheet."""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
+def svg_text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
+    """Return a text, escaped, whose `anchor` (start, middle, end) lies at a point in pixels."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
@@ -261,13 +263,13 @@ def _leader(anchor: tuple[float, float], box: Box) -> str:
     """Draw a thin line from a marker to a label that could not stand right beside it."""
     x = min(max(anchor[0], box.left), box.right)
     y = min(max(anchor[1], box.top + 3), box.bottom - 3)
-    return _line(*anchor, x, y, "p-leader") if abs(x - anchor[0]) + abs(y - anchor[1]) > 16 else ""
+    return svg_line(*anchor, x, y, "p-leader") if abs(x - anchor[0]) + abs(y - anchor[1]) > 16 else ""
 
 
 def _label_text(text: str, kind: str, anchor: tuple[float, float], box: Box) -> str:
     y = box.bottom - 4
     if box.left >= anchor[0]:
-        return _text(box.left, y, text, f"p-label p-of-{kind}", "start")
+        return svg_text(box.left, y, text, f"p-label p-of-{kind}", "start")
     if box.right <= anchor[0]:
-        return _text(box.right, y, text, f"p-label p-of-{kind}", "end")
-    return _text((box.left + box.right) / 2, y, text, f"p-label p-of-{kind}", "middle")
+        return svg_text(box.right, y, text, f"p-label p-of-{kind}", "end")
+    return svg_text((box.left + box.right) / 2, y, text, f"p-label p-of-{kind}", "middle")

@@ -13,9 +13,9 @@ from vitesse.ledger import Ledger, Verdict
 from vitesse.report.figures import Column, RowText, columns, row_texts
 from vitesse.report.summary import VERDICT_STYLES, Ending, conclude
 
-SHOWN = ("size", "accuracy", "drop", "p50", "speed", "memory", "gain", "spread")
+SHOWN = ("size", "flops", "parameters", "accuracy", "drop", "p50", "speed", "memory", "gain", "spread")
 # What a narrow terminal goes without, first to last; all of it stands in the report.
-DROPPED = ("spread", "memory", "speed", "size", "drop")
+DROPPED = ("spread", "memory", "parameters", "speed", "size", "flops", "drop")
 INDENT = 3
 LONGEST_STAGE = 22
 
@@ -70,9 +70,14 @@ def _layout(known: Sequence[Column], rows: Sequence[RowText], width: int) -> _La
 
 
 def _heading(column: Column) -> str:
-    return {"size": "MB", "p50": "p50 ms", "speed": "img/s", "memory": "mem MB"}.get(
-        column.key, column.heading
-    )
+    return {
+        "size": "MB",
+        "flops": "GFLOPs",
+        "parameters": "M par",
+        "p50": "p50 ms",
+        "speed": "img/s",
+        "memory": "mem MB",
+    }.get(column.key, column.heading)
 
 
 def _header(layout: _Layout) -> Text:

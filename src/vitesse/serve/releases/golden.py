@@ -31,7 +31,7 @@ from vitesse.data.postprocess import decode
 from vitesse.data.preprocess import feeds
 from vitesse.errors import DataError, RunFolderError, SpecError, StorageError, VitesseError
 from vitesse.ledger import Ledger, Row
-from vitesse.recipe import LEVERS
+from vitesse.recipe import SMALLER
 from vitesse.run import Run, artifact_of, spec_of
 from vitesse.serve.logs import NAME
 from vitesse.serve.releases.agreement import agreement
@@ -233,9 +233,9 @@ def _meaning(
 
 
 def _smaller(row: Row, ledger: Ledger) -> bool:
-    """Whether a lever that passed stands before the row, or made it: its outputs are those of another network."""
+    """Whether what makes a network smaller passed before the row, or made it: the outputs are another network's."""
     before = ledger.rows[: ledger.rows.index(row) + 1]
-    made = any(one.stage.startswith(LEVERS) and (one is row or one.verdict == "PASS") for one in before)
+    made = any(one.stage.startswith(SMALLER) and (one is row or one.verdict == "PASS") for one in before)
     return made or row.preprocessing is not None or row.input_size is not None
 
 
