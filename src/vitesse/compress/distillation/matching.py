@@ -92,15 +92,24 @@ def assign(costs: NDArray[np.float32], columns: Sequence[int]) -> NDArray[np.int
     Raises:
         NotFinite: a cost that counts is NaN or infinite.
     """
-    found = []
-    for layer, images in enumerate(costs):
-        for image, (matrix, count) in enumerate(zip(images, columns, strict=True)):
-            if not np.isfinite(matrix[:, :count]).all():
-                raise NotFinite(f"a matching cost of layer {layer}, image {image} is NaN or infinite")
-            rows, taken = linear_sum_assignment(matrix[:, :count])
-            where = np.repeat([[layer], [image]], len(rows), axis=1)
-            found.append(np.concatenate([where, rows[None], taken[None]]))
-    return np.concatenate(found, axis=1, dtype=np.int64) if found else np.zeros((4, 0), np.int64)
+    layers, count = costs.shape[:2]
+    targets = np.arange(costs.shape[3]) < np.array(columns)[:, None]
+    wrong = np.argwhere(~(np.isfinite(costs) | ~targets[None, :, None]).all(axis=(2, 3)))
+    if len(wrong):
+        layer, image = wrong[0]
+        raise NotFinite(f"a matching cost of layer {layer}, image {image} is NaN or infinite")
+    # Hundreds of small problems a step: what is done for each is kept to the solver's own time.
+    found = [
+        linear_sum_assignment(matrix[:, :end])
+        for images in costs
+        for matrix, end in zip(images, columns, strict=True)
+    ]
+    if not found:
+        return np.zeros((4, 0), np.int64)
+    sizes = [len(rows) for rows, _ in found]
+    rows, taken = (np.concatenate(part) for part in zip(*found, strict=True))
+    where = np.repeat(np.indices((layers, count)).reshape(2, -1), sizes, axis=1)
+    return np.concatenate([where, rows[None], taken[None]], dtype=np.int64)
 
 
 def truth_costs(logits: Tensor, boxes: Tensor, labels: Tensor, places: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vitesse.compress.distillation.job import distil_from
@@ -14,6 +14,7 @@ from vitesse.compress.importance.images import labelled_batches
 from vitesse.compress.importance.record import scores_for
 from vitesse.compress.importance.scores import Scores, scores
 from vitesse.compress.pruning.prune import Pruned, prune
+from vitesse.compress.pruning.statistics import remeasured
 from vitesse.compress.scoring import points, scorer
 from vitesse.data.dataset import open_dataset
 from vitesse.errors import UsageError
@@ -21,11 +22,14 @@ from vitesse.progress import Progress
 from vitesse.sources.source import Given
 from vitesse.sources.trainable import Trainable, open_trainable, save_trainable
 from vitesse.storage import write_atomically
+from vitesse.training.batch import Batch
 from vitesse.training.data.reading import read_training
 from vitesse.training.devices import device_before
 from vitesse.training.loop import Trained
 
 RECORD = "pruning.json"
+# Enough for the statistics of a feature map of a few cells, and few enough for large images.
+_IMAGES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -112,32 +116,42 @@ def prune_to(out: Path, job: Job, *, progress: Progress | None = None) -> PruneR
 
 
 def cut(job: Job, original: Trainable) -> Pruned:
-    """Score the units of `original` as the job says, and cut; nothing is trained.
+    """Score the units of `original` as the job says, and cut; no weight is trained.
+
+    With images, what the normalisation of a ResNet expects is measured on the cut network.
 
     Raises:
         UsageError: see `prune`; or no images for scores that need some.
         DataError: see `scores_for` and `read_training`.
     """
-    return prune(
+    batches = _batches(job, original)
+    pruned = prune(
         original,
         job.share,
-        _importance(job, original),
+        _importance(job, original, batches),
         multiple=job.multiple,
         decoder_layers=job.decoder_layers,
     )
+    return replace(pruned, trainable=remeasured(pruned.trainable, batches))
 
 
-def _importance(job: Job, original: Trainable) -> Scores:
+def _importance(job: Job, original: Trainable, batches: Sequence[Batch]) -> Scores:
     if job.importance is not None:
         return scores_for(job.importance, original)
     if job.method != "taylor":
         return scores(original, job.method)
+    return scores(original, "taylor", batches, task_loss(original))
+
+
+def _batches(job: Job, original: Trainable) -> list[Batch]:
+    """Read the images that scores and normalisation are measured on; none where none are needed or given."""
+    scored = job.importance is None and job.method == "taylor"
+    if job.data is None and not scored:
+        return []
     if job.images < 1:
         raise UsageError(f"--images {job.images}", expected="1 or more")
     split, _ = read_training(_data(job), original.spec, job.labels)
-    return scores(
-        original, "taylor", labelled_batches(original, split.spread(job.images)), task_loss(original)
-    )
+    return labelled_batches(original, split.spread(job.images), _IMAGES_AT_ONCE)
 
 
 def _data(job: Job) -> Path:
