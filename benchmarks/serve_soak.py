@@ -2,6 +2,8 @@
 
     python benchmarks/serve_soak.py RUN [--minutes 10] [--out benchmarks/results/serve_soak.json] [--table]
 
+Writes its JSON at the end and exits 0, or 1 with what was not kept: an answer wrong or lost, p99, memory.
+
 RUN is copied and served as `vitesse serve` does. Its capacity is measured first, by as many clients as fill the queue;
 then requests come at twice that rate whatever becomes of them (an open loop): JPEG, binary tensors and JSON, of images
 whose outputs are known from a bare session on the same file. Every answer of status 200 is compared; one that fits
@@ -36,6 +38,8 @@ OVERLOAD = 2.0
 CLIENTS, CLOSED = 48, 8
 # A request that no client was free for for so long is not sent: the client is the bottleneck, and the count says so.
 LATE_S = 1.0
+# What a soak must keep: no answer later than a request may wait for a worker, and memory that stands still.
+P99_MS, SLOPE_MB = 1000.0, 1.0
 
 
 @dataclass
@@ -116,6 +120,25 @@ def soak(run: Path, folder: Path, seconds: float, capacity_s: float = 5.0) -> di
         },
         "load_average": os.getloadavg()[0],
     }
+
+
+def faults(found: dict[str, Any]) -> list[str]:
+    """Return in words what a soak did not keep; [] where it kept all."""
+    answers, slope_mb = found["answers"], found["memory"]["slope_mb_per_1000"]
+    others = sorted(set(answers["by_status"]) - {"200", "503", "504"})
+    checks = {
+        f"{answers['wrong']} wrong answers, {answers['swapped']} of them another request's": answers["wrong"],
+        f"{answers['broken']} broken connections": answers["broken"],
+        f"answers of status {', '.join(others)}": others,
+        "no request was accepted": not answers["compared"],
+        f"p99 of accepted requests {answers['p99_ms']} ms, expected at most {P99_MS:g}": (
+            answers["p99_ms"] or 0
+        )
+        > P99_MS,
+        f"memory grew by {slope_mb} MB per 1,000 requests, expected less than {SLOPE_MB:g}": (slope_mb or 0)
+        >= SLOPE_MB,
+    }
+    return [text for text, failed in checks.items() if failed]
 
 
 def quantile(values: list[float], share: float) -> float | None:
@@ -214,9 +237,8 @@ def main() -> None:
     given.out.write_text(json.dumps(found, indent=1) + "\n")
     if given.table:
         write_page()
-    answers = found["answers"]
-    if answers["wrong"] or answers["broken"] or set(answers["by_status"]) - {"200", "503", "504"}:
-        raise SystemExit(f"not every answer was right: {json.dumps(answers)}")
+    if wrong := faults(found):
+        raise SystemExit("; ".join(wrong))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,38 @@ def test_at_twice_the_capacity_every_accepted_request_is_answered_right(
     assert all(row["rss_mb"] > 10 for row in found["memory"]["samples"])
 
 
+def kept(**changes: object) -> dict[str, dict[str, object]]:
+    answers = {
+        "by_status": {"200": 9, "503": 9},
+        "wrong": 0,
+        "swapped": 0,
+        "broken": 0,
+        "compared": 9,
+        "p99_ms": 400.0,
+    }
+    memory = {"slope_mb_per_1000": 0.3}
+    return {
+        "answers": {name: changes.get(name, value) for name, value in answers.items()},
+        "memory": {name: changes.get(name, value) for name, value in memory.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"wrong": 2, "swapped": 1}, "2 wrong answers, 1 of them another request's"),
+        ({"broken": 3}, "3 broken connections"),
+        ({"by_status": {"200": 9, "500": 1}}, "answers of status 500"),
+        ({"compared": 0, "p99_ms": None}, "no request was accepted"),
+        ({"p99_ms": 1000.5}, "p99 of accepted requests 1000.5 ms, expected at most 1000"),
+        ({"slope_mb_per_1000": 1.0}, "memory grew by 1.0 MB per 1,000 requests, expected less than 1"),
+    ],
+)
+def test_what_a_soak_did_not_keep_is_said(soaking: ModuleType, changes: dict[str, object], said: str) -> None:
+    assert soaking.faults(kept()) == soaking.faults(kept(slope_mb_per_1000=None)) == []
+    assert soaking.faults(kept(**changes)) == [said]
+
+
 def test_every_form_of_every_image_is_sent(comparing: ModuleType, run: Run) -> None:
     cases = comparing.cases_of(run)
     assert {case.kind for case in cases} == {"JPEG", "binary", "JSON"}

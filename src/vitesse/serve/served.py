@@ -23,6 +23,7 @@ from vitesse.environment import usable_cores
 from vitesse.errors import RunFolderError, StorageError, UsageError
 from vitesse.run import Run
 from vitesse.serve.admission import Places
+from vitesse.serve.allocator import bound_memory
 from vitesse.serve.execution import Threads
 from vitesse.serve.logs import NAME
 from vitesse.serve.metrics import Metrics
@@ -149,6 +150,7 @@ def open_served(run: Run, options: ServeOptions, clock: Callable[[], float] = ti
         UsageError: nothing is loaded that could answer.
         MissingExtra, BackendError: the runtime is not here, or refuses the artifact.
     """
+    bound_memory()
     state = _state_of(run)
     name, windows, tally = options.name or model_name(run.ledger.source), Windows(clock), Tally()
     metrics = Metrics(CollectorRegistry(), name, VERSION, run.artifact.backend, windows=windows)
