@@ -1,10 +1,11 @@
 """The C library's allocator, told to give back what a server of many threads has freed.
 
 glibc gives each thread an arena of its own and returns a freed block to the system only from an arena's end; and it
-learns from large blocks to keep ever larger ones, up to 32 MB. So each decoder, worker and parser keeps the most that it
-ever needed: a detector at twice its capacity still grew by 16 MB per 1,000 requests after a minute. With one arena and
-these bounds it stood still at 440 MB within half a minute, and a request of 602 KB cost no more (benchmarks/serve_soak.py
-on two busy cores). Threads rarely wait for each other in that arena: most of what they allocate is Python's own.
+learns from large blocks to keep ever larger ones, up to 32 MB. So each decoder, worker and parser keeps the most that
+it ever needed: a detector at twice its capacity still grew by 16 MB per 1,000 requests after a minute. With one arena
+and these bounds it stood still at 440 MB within half a minute, and a request of 602 KB cost no more
+(benchmarks/serve_soak.py on two busy cores). Threads rarely wait for each other in that arena: most of what they
+allocate is Python's own.
 """
 
 from __future__ import annotations
