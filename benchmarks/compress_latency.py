@@ -1,0 +1,112 @@
+"""The race of compress.py: original, pruned, distilled, and the same in INT8, interleaved at batch 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from compress_training import CASES, given, validation, weights
+from ledgers import ROOT
+
+from vitesse import stages
+from vitesse.artifact import Artifact, Store
+from vitesse.backends import backend
+from vitesse.backends.protocol import LoadOptions, Session
+from vitesse.benchmark.latency import interleave
+from vitesse.data.dataset import open_dataset
+from vitesse.data.preprocess import feeds
+from vitesse.data.split import Split
+from vitesse.environment import describe, usable_cores
+from vitesse.sources.trainable import open_trainable, save_trainable
+from vitesse.storage import write_atomically
+from vitesse.verify.accuracy import evaluate
+
+RUNTIMES = {"cpu": "onnxruntime", "cuda": "torch_cuda"}
+FED = 32  # images that the race goes round
+
+
+def measure(models: Path, sources: Path, out: Path, seconds: float) -> None:
+    """Write out/compress_latency_cpu.json, and _cuda where there is a GPU."""
+    for device, runtime in RUNTIMES.items():
+        available = backend(runtime).probe()
+        if not available.available:
+            print(f"{device}: not run: {available.reason}")
+            continue
+        rows, raw = {}, {}
+        for kind in ("vit", "detr"):
+            artifacts = graphs(models, sources, kind, quantised=device == "cpu")
+            rows[kind], raw[kind] = race(artifacts, validation(sources, kind), runtime, seconds)
+        found = {
+            "command": f"python benchmarks/compress.py latency MODELS --sources SOURCES --seconds {seconds:g}",
+            "environment": describe(),
+            "runtime": runtime,
+            "threads": usable_cores(),
+            "models": rows,
+            "samples": raw,
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / f"compress_latency_{device}.json", (json.dumps(found) + "\n").encode())
+
+
+def graphs(models: Path, sources: Path, kind: str, *, quantised: bool) -> Mapping[str, Artifact]:
+    """Export, clean and fuse each network; and quantise original and pruned one, calibrated on the examples."""
+    folders = {"original": models / f"original_{kind}"}
+    save_trainable(open_trainable(weights(sources, kind), given(kind)), folders["original"])
+    titles = {
+        "vit": "pruned, distilled",
+        "detr": "pruned, distilled",
+        "student": "3 decoder layers, distilled",
+    }
+    folders |= {
+        title: models / case
+        for case, title in titles.items()
+        if CASES[case].kind == kind and (models / case / "config.json").exists()
+    }
+    found = {}
+    for title, folder in folders.items():
+        store = Store(models / "graphs" / kind / folder.name)
+        cleaned = stages.clean(stages.open_model(folder, store=store), store).artifact
+        found[title] = stages.fuse(cleaned, store).artifact
+        if quantised and not title.startswith("3"):
+            images = ROOT / "examples" / "fashion" / kind
+            found[f"{title}, INT8"] = stages.quantize(found[title], images, store).artifact
+    return found
+
+
+def race(
+    artifacts: Mapping[str, Artifact], images: Path, runtime: str, seconds: float
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Latency, gain over the original and accuracy of each, and the raw samples."""
+    spec = artifacts["original"].spec
+    split = open_dataset(images, spec=spec, holdout=0).val
+    with ExitStack() as stack:
+        sessions = {name: opened(stack, one, runtime) for name, one in artifacts.items()}
+        fed = [feeds([sample.read()], spec) for sample in split.spread(FED).samples]
+        run = interleave(sessions, fed, seconds=seconds)
+        rows = []
+        for name, session in sessions.items():
+            latency, ratio = run.latency(name), run.ratio("original", name)
+            rows.append(
+                {
+                    "name": name, "p50_ms": latency.p50, "p99_ms": latency.p99, "gain": ratio.value,
+                    "interval": ratio.interval, "score": score(session, split, artifacts[name]),
+                    "bytes": artifacts[name].bytes,
+                }
+            )  # fmt: skip
+    return rows, run.to_json()
+
+
+def opened(stack: ExitStack, artifact: Artifact, runtime: str) -> Session:
+    """Build for the runtime and open one session."""
+    built = backend(runtime).build(artifact, Store(artifact.path.parent)).artifact
+    engine = stack.enter_context(backend(runtime).load(built, LoadOptions(threads=usable_cores())))
+    return stack.enter_context(engine.session())
+
+
+def score(session: Session, split: Split, artifact: Artifact) -> float:
+    """The metric in points, of the very session that was timed."""
+    found = evaluate(lambda given: session.run(given).outputs, split, artifact.spec)
+    return 100 * found.accuracy.value

@@ -1,0 +1,151 @@
+"""The tables and the picture of docs/compress.md, made from the committed results of compress.py alone."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "compress.md"
+PICTURE = PAGE.parent / "images" / "compress_curve.svg"
+TITLES = {"vit": "vit_fashion", "detr": "detr_fashion"}
+METRICS = {"coco_ap": "AP", "top1": "top-1", "agreement": "agreement"}
+NOT_RUN = "not run"
+WIDE, HIGH, MARGIN = 420, 300, 50
+
+Results = Mapping[str, Any]
+
+
+def write_page(results: Path) -> None:
+    """Write tables and picture of the results in a folder."""
+    PAGE.write_text(page_with_tables(PAGE.read_text(), results))
+    PICTURE.write_text(picture(read(results, "latency_cpu")))
+
+
+def page_with_tables(page: str, results: Path) -> str:
+    """Return the page with the tables between their marks; ValueError where it lacks them."""
+    for name, table in tables(results).items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if begin not in page or end not in page:
+            raise ValueError(f"the page has no {begin} … {end}; put both where the table shall stand")
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
+    return page
+
+
+def tables(results: Path) -> Mapping[str, str]:
+    """Return every table by the name of its marks; "not run" where its results are not there."""
+    made: dict[str, str] = {}
+    for name in ("vit", "detr"):
+        made[name] = of(read(results, name), case_table)
+    made["students"] = student_table(read(results, "student"), read(results, "student_labels"))
+    for device in ("cpu", "cuda"):
+        made[f"latency_{device}"] = of(read(results, f"latency_{device}"), latency_table)
+    return made
+
+
+def read(results: Path, name: str) -> Results | None:
+    """Return the results of one command, None where it was not run."""
+    path = results / f"compress_{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def of(found: Results | None, table: Callable[[Results], str]) -> str:
+    """Return the table of what was found, or that it was not run."""
+    return NOT_RUN if found is None else table(found)
+
+
+def case_table(found: Results) -> str:
+    """One training: its rows, and with which command on what."""
+    return "\n\n".join(["\n".join(training_lines(found["rows"])), conditions(found)])
+
+
+def student_table(taught: Results | None, alone: Results | None) -> str:
+    """The student of three decoder layers: not trained, trained on labels alone, distilled."""
+    missing = [name for name, one in (("student", taught), ("student_labels", alone)) if one is None]
+    if taught is None or alone is None:
+        return f"{NOT_RUN}: {', '.join(missing)}"
+    rows = [*taught["rows"][:2], alone["rows"][2], taught["rows"][2]]
+    return "\n\n".join(["\n".join(training_lines(rows)), conditions(taught)])
+
+
+def training_lines(rows: Sequence[Results]) -> Iterator[str]:
+    """A table with the loss against the first row."""
+    first = rows[0]
+    yield f"| | {METRICS[first['metric']]} | against the original | operations | parameters | steps | training |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in rows:
+        change = "" if row is first else f"{row['score'] - first['score']:+.2f}"
+        share = f"{row['flops'] / 1e6:.0f} M, {row['flops'] / first['flops']:.0%}"
+        length = f"{row['steps']} | {row['seconds']:.0f} s" if "steps" in row else "|"
+        stopped = f" (stopped: {row['stopped']})" if row.get("stopped") else ""
+        parameters = f"{row['parameters'] / 1e6:.2f} M"
+        yield f"| {row['name']}{stopped} | {row['score']:.2f} | {change} | {share} | {parameters} | {length} |"
+
+
+def latency_table(found: Results) -> str:
+    """Latency and accuracy of all networks of both kinds."""
+    lines = ["| | ms, p50 | times as fast | score | against the original |", "|---|---|---|---|---|"]
+    for kind, rows in found["models"].items():
+        for row in rows:
+            low, high = row["interval"]
+            change = f"{row['score'] - rows[0]['score']:+.2f}"
+            lines.append(
+                f"| {TITLES[kind]}, {row['name']} | {row['p50_ms']:.3f} | {row['gain']:.2f} [{low:.2f}, {high:.2f}] | "
+                f"{row['score']:.2f} | {change} |"
+            )
+    return "\n\n".join(["\n".join(lines), conditions(found)])
+
+
+def conditions(found: Results) -> str:
+    """The command, where it ran, what ran beside it and how busy others kept the machine."""
+    environment = found["environment"]
+    gpus = [gpu.get("name") or "a GPU" for gpu in environment.get("gpus") or ()]
+    where = ", ".join([environment["cpu"]["model"], *gpus])
+    parts = [f"`{found['command']}` on {where}"]
+    if found.get("together"):
+        parts.append(found["together"] + " at the same time")
+    if "threads" in found:
+        parts.append(f"{found['runtime']}, {found['threads']} threads, batch 1, interleaved")
+        others = [run.get("foreign_cores") for run in found["samples"].values()]
+        known = [cores for cores in others if cores is not None]
+        parts.append(f"other processes took {max(known):.2f} cores" if known else "others' load is not known")
+    return "; ".join(parts) + f"; {environment['date'][:10]}."
+
+
+def picture(found: Results | None) -> str:
+    """Return an SVG: latency against accuracy, one panel a model; with "not run" in it where there is nothing."""
+    kinds = list(found["models"]) if found else []
+    width = WIDE * max(1, len(kinds))
+    space = 'xmlns="http://www.w3.org/2000/svg"'
+    head = f'<svg {space} viewBox="0 0 {width} {HIGH}" font-family="sans-serif" font-size="11">'
+    parts = [head, f'<rect width="{width}" height="{HIGH}" fill="white"/>']
+    if found is None:
+        parts.append(f'<text x="{MARGIN}" y="{MARGIN}">{NOT_RUN}</text>')
+    else:
+        for number, kind in enumerate(kinds):
+            parts += panel(TITLES[kind], found["models"][kind], WIDE * number)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def panel(title: str, rows: Sequence[Results], left: float) -> Iterator[str]:
+    """One model: a dot and a name for each network, upwards better, leftwards faster."""
+    slowest = max(row["p50_ms"] for row in rows)
+    scores = [row["score"] for row in rows]
+    low, high = min(scores), max(scores)
+    span = max(high - low, 1.0)
+    inner, tall = WIDE - 3 * MARGIN, HIGH - 2 * MARGIN
+    floor = HIGH - MARGIN
+    yield f'<text x="{left + MARGIN}" y="20" font-weight="bold">{html.escape(title)}</text>'
+    yield f'<path d="M{left + MARGIN} {MARGIN - 10}V{floor + 10}H{left + WIDE - 20}" fill="none" stroke="#888"/>'
+    yield f'<text x="{left + WIDE - 20}" y="{floor + 35}" text-anchor="end">p50, ms (0 to {slowest:.2f})</text>'
+    for row in rows:
+        x = left + MARGIN + inner * row["p50_ms"] / slowest
+        y = floor - tall * (row["score"] - high + span) / span
+        name = html.escape(f"{row['name']}: {row['score']:.1f} at {row['p50_ms']:.2f} ms")
+        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#3465a4"/>'
+        end = x > left + WIDE / 2
+        anchor, beside = ("end", -8) if end else ("start", 8)
+        yield f'<text x="{x + beside:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}">{name}</text>'
