@@ -24,6 +24,7 @@ from vitesse.ledger import Verdict
 from vitesse.predict import load
 from vitesse.recipe import DataOptions, Int8Options, MeasureOptions, Recipe
 from vitesse.run import Run, open_run
+from vitesse.serve.releases.golden import COUNT, compare, load_golden, tolerances_of
 from vitesse.verify.gate import StepKind
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "fashion"
@@ -96,6 +97,17 @@ def test_the_report_lies_beside_the_ledger(finished: Run) -> None:
     assert (finished.folder / "report.md").is_file()
     assert json.loads((finished.folder / "report-data.json").read_text())["pictures"]
     assert (finished.folder / "samples" / "fuse.json").is_file()
+
+
+def test_the_original_s_answers_to_some_images_are_kept_for_other_machines(finished: Run) -> None:
+    golden = load_golden(finished.folder)
+    assert golden is not None
+    assert golden.kind == "validation" and len(golden.images) == COUNT
+    assert golden.source_sha256 == finished.ledger.rows[0].artifact.sha256  # type: ignore[union-attr]
+    fitting = tolerances_of(finished.ledger.chosen_row(), finished.ledger)
+    assert compare(golden.outputs, golden, fitting) == ()
+    wrong = [{name: -array for name, array in one.items()} for one in golden.outputs]
+    assert compare(wrong, golden, fitting)
 
 
 def test_a_second_call_takes_every_finished_step_over(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
