@@ -49,6 +49,7 @@ class Seen:
     lock: threading.Lock = field(default_factory=threading.Lock)
     by_status: Counter[int] = field(default_factory=Counter)
     accepted_ms: list[float] = field(default_factory=list)
+    by_kind: dict[str, list[float]] = field(default_factory=dict)
     late_ms: list[float] = field(default_factory=list)
     wrong: int = 0
     swapped: int = 0
@@ -57,12 +58,13 @@ class Seen:
     worst: float = 0.0
     served_by: Counter[str] = field(default_factory=Counter)
 
-    def add(self, verdict: Verdict, ms: float = 0.0, late_ms: float = 0.0) -> None:
+    def add(self, verdict: Verdict, ms: float = 0.0, late_ms: float = 0.0, kind: str = "") -> None:
         with self.lock:
             self.by_status[verdict.status] += 1
             self.late_ms.append(late_ms)
             if verdict.status == 200:
                 self.accepted_ms.append(ms)
+                self.by_kind.setdefault(kind, []).append(ms)
                 self.served_by[verdict.served_by] += 1
                 self.worst = max(self.worst, verdict.distance)
                 self.wrong += verdict.wrong
@@ -109,6 +111,7 @@ def soak(run: Path, folder: Path, seconds: float, capacity_s: float = 5.0) -> di
             "not_sent": seen.not_sent,
             "p50_ms": quantile(seen.accepted_ms, 0.5),
             "p99_ms": quantile(seen.accepted_ms, 0.99),
+            "p99_ms_by_kind": {kind: quantile(found, 0.99) for kind, found in sorted(seen.by_kind.items())},
             "most_ms": quantile(seen.accepted_ms, 1.0),
             "client_late_p99_ms": quantile(seen.late_ms, 0.99),
         },
@@ -201,7 +204,7 @@ def open_loop(
         except OSError:
             seen.count("broken")
             return
-        seen.add(verdict, 1e3 * (verdict.ended - sent), 1e3 * (sent - at))
+        seen.add(verdict, 1e3 * (verdict.ended - sent), 1e3 * (sent - at), one.kind)
 
     def watch() -> None:
         while (passed := time.monotonic() - start) < seconds:

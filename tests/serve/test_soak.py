@@ -39,6 +39,8 @@ def test_at_twice_the_capacity_every_accepted_request_is_answered_right(
     assert (answers["wrong"], answers["swapped"], answers["broken"]) == (0, 0, 0)
     assert set(answers["by_status"]) <= {"200", "503", "504"}
     assert answers["worst"] <= found["tolerance"]
+    assert {"JPEG", "binary"} <= set(answers["p99_ms_by_kind"])
+    assert max(answers["p99_ms_by_kind"].values()) >= answers["p99_ms"]
     assert found["offered_per_s"] == 2 * found["capacity_per_s"]
     assert answers["p99_ms"] < 1e3 * 10  # waiting for a worker ends after 1 s; the rest is a loaded machine
     assert all(row["rss_mb"] > 10 for row in found["memory"]["samples"])
