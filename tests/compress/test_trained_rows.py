@@ -26,6 +26,7 @@ from vitesse.measure import Timing  # noqa: E402
 from vitesse.recipe import CompressOptions, MeasureOptions, Recipe  # noqa: E402
 from vitesse.report.figures import columns  # noqa: E402
 from vitesse.run import Run  # noqa: E402
+from vitesse.serve.releases.golden import tolerances_of  # noqa: E402
 from vitesse.sources.trainable import Trainable, open_trainable, save_trainable  # noqa: E402
 
 FASTER = Timing(
@@ -118,6 +119,7 @@ def test_a_student_that_learnt_nothing_is_rejected_and_the_original_goes_on(reje
     assert rows["clean"].parameters == rows["source"].parameters
     assert rows["clean"].accuracy is not None and rows["clean"].accuracy.drop == 0.0
     assert "untrained" in rows["prune:0.5"].notes[0]
+    assert tolerances_of(rows["fuse"], rejected.ledger).max_rel is not None
 
 
 def test_operations_and_parameters_stand_in_the_ledger(rejected: Run) -> None:
@@ -169,6 +171,8 @@ def test_inside_the_budget_the_rest_of_the_run_goes_on_from_the_student(
         assert rows[stage].parameters == rows["distil:0.7"].parameters
         # Held against the student's own outputs, not the original's.
         assert rows[stage].parity is not None and rows[stage].parity.cosine > 0.9999
+    # A server compares what a smaller network finds, not its numbers.
+    assert tolerances_of(rows["fuse"], run.ledger).max_rel is None
     student = open_trainable(run.folder / Path(rows["distil:0.7"].training_log or "").parent)
     assert sum(one.numel() for one in student.module.parameters()) == rows["distil:0.7"].parameters
 
