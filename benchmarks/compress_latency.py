@@ -24,7 +24,7 @@ from vitesse.sources.trainable import open_trainable, save_trainable
 from vitesse.storage import write_atomically
 from vitesse.verify.accuracy import evaluate
 
-RUNTIMES = {"cpu": "onnxruntime", "cuda": "torch_cuda"}
+RUNTIMES = {"cpu": "onnxruntime", "cuda": "torch-cuda"}
 FED = 32  # images that the race goes round
 
 
