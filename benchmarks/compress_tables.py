@@ -14,6 +14,7 @@ TITLES = {"vit": "vit_fashion", "detr": "detr_fashion"}
 METRICS = {"coco_ap": "AP", "top1": "top-1", "agreement": "agreement"}
 NOT_RUN = "not run"
 WIDE, HIGH, MARGIN = 420, 300, 50
+LEGEND, LINE = 100, 16  # what stands below a panel, and the height of one of its lines
 
 Results = Mapping[str, Any]
 
@@ -120,8 +121,8 @@ def picture(found: Results | None) -> str:
     kinds = list(found["models"]) if found else []
     width = WIDE * max(1, len(kinds))
     space = 'xmlns="http://www.w3.org/2000/svg"'
-    head = f'<svg {space} viewBox="0 0 {width} {HIGH}" font-family="sans-serif" font-size="11">'
-    parts = [head, f'<rect width="{width}" height="{HIGH}" fill="white"/>']
+    head = f'<svg {space} viewBox="0 0 {width} {HIGH + LEGEND}" font-family="sans-serif" font-size="11">'
+    parts = [head, f'<rect width="{width}" height="{HIGH + LEGEND}" fill="white"/>']
     if found is None:
         parts.append(f'<text x="{MARGIN}" y="{MARGIN}">{NOT_RUN}</text>')
     else:
@@ -131,7 +132,7 @@ def picture(found: Results | None) -> str:
 
 
 def panel(title: str, rows: Sequence[Results], left: float) -> Iterator[str]:
-    """One model: a dot and a name for each network, upwards better, leftwards faster."""
+    """One model: a numbered dot for each network, upwards better, leftwards faster, and the names below."""
     slowest = max(row["p50_ms"] for row in rows)
     scores = [row["score"] for row in rows]
     low, high = min(scores), max(scores)
@@ -141,11 +142,10 @@ def panel(title: str, rows: Sequence[Results], left: float) -> Iterator[str]:
     yield f'<text x="{left + MARGIN}" y="20" font-weight="bold">{html.escape(title)}</text>'
     yield f'<path d="M{left + MARGIN} {MARGIN - 10}V{floor + 10}H{left + WIDE - 20}" fill="none" stroke="#888"/>'
     yield f'<text x="{left + WIDE - 20}" y="{floor + 35}" text-anchor="end">p50, ms (0 to {slowest:.2f})</text>'
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         x = left + MARGIN + inner * row["p50_ms"] / slowest
         y = floor - tall * (row["score"] - high + span) / span
-        name = html.escape(f"{row['name']}: {row['score']:.1f} at {row['p50_ms']:.2f} ms")
+        name = html.escape(f"{number}  {row['name']}: {row['score']:.1f} at {row['p50_ms']:.2f} ms")
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#3465a4"/>'
-        end = x > left + WIDE / 2
-        anchor, beside = ("end", -8) if end else ("start", 8)
-        yield f'<text x="{x + beside:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}">{name}</text>'
+        yield f'<text x="{x + 6:.1f}" y="{y - 5:.1f}">{number}</text>'
+        yield f'<text x="{left + MARGIN}" y="{HIGH + LINE * number}">{name}</text>'
