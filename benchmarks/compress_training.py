@@ -68,6 +68,8 @@ def train_case(options: argparse.Namespace) -> None:
             batch=options.batch or case.batch,
             rate=case.rate,
             checkpoint_seconds=120,
+            # Scored before and after only: the best of many looks at the validation images would flatter the result.
+            score_every=1.0,
         ),
         features=case.feature_weight > 0,
         feature_weight=case.feature_weight,
