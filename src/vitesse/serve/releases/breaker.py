@@ -30,7 +30,7 @@ _KEPT = 2000
 # Runs from which a p95 is worth something by itself.
 _TAIL = 100
 # Sorting a full window takes 0.2 ms: not at each request.
-_SLOW_EVERY = 10
+_LOOK_EVERY = 10
 
 
 class Kind(StrEnum):
@@ -272,7 +272,7 @@ class Breaker:
         return None
 
     def _figures(self, outcome: Outcome, now: float) -> tuple[Kind, str] | None:
-        """Look only at what this outcome brought."""
+        """Look only at what this outcome brought; at what is sorted or counted anew each time, after every few runs."""
         limits = self.thresholds
         if outcome.agreement is not None:
             agreed = self._agreed.values(now)
@@ -281,6 +281,8 @@ class Breaker:
                 if len(found) >= limits.compared and _surely_below(found, limits.agreement):
                     text = f"{len(found)} sampled requests agree with the reference by {mean(found):.3f} on average"
                     return Kind.DISAGREEMENT, f"{text} (at least {limits.agreement:g})"
+        if self._runs % _LOOK_EVERY:
+            return None
         if outcome.scores:
             found, expected = self._scores.values(now), self.yardstick.scores.values(now)
             if min(len(found), len(expected)) >= limits.scored:
@@ -288,8 +290,7 @@ class Breaker:
                 if distance > limits.drift:
                     text = f"the scores of {len(found)} images are spread otherwise than the reference's"
                     return Kind.DRIFT, f"{text}: Hellinger distance {distance:.2f} (at most {limits.drift:g})"
-        timed = outcome.seconds is not None and self._runs % _SLOW_EVERY == 0
-        return self._slow(now) if timed else None
+        return None if outcome.seconds is None else self._slow(now)
 
     def _slow(self, now: float) -> tuple[Kind, str] | None:
         limits, found, expected = (
