@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SECONDS_PER_MEASUREMENT ?= 1
 
-.PHONY: demo test lint types wheel clean
+.PHONY: demo test test-whole test-backends test-stages test-serve test-learning test-ray test-alone lint types wheel clean
 
 demo: $(VENV)/.run
 	$(BIN)/vitesse optimize examples/fashion/detr_fashion.onnx --data examples/fashion/detr --target cpu \
@@ -14,11 +14,37 @@ demo: $(VENV)/.run
 		--seconds $(SECONDS_PER_MEASUREMENT) --out demo/vit
 	$(BIN)/vitesse predict demo/detr examples/fashion/detr/val/000001.jpg --draw demo/boxes.png
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest --ignore=tests/test_gpu_benchmark.py
-	# Alone in its process, as the program is that it tests: it interrupts torch by a signal and has it generate code, and
-	# ended a process with a segmentation fault in which a thousand other tests had loaded every other runtime.
-	$(BIN)/python -m pytest tests/test_gpu_benchmark.py
+# In several processes: each test may load any runtime, and a process that had loaded all of them, the compilers and Ray,
+# ended in a segmentation fault after seven thousand tests. Two at a time: make -j2 -Otarget test
+RAY     := tests/serve/test_ray.py tests/test_predict_ray.py
+# It interrupts torch by a signal and has it generate code: alone in its process, as the program is that it tests.
+ALONE   := tests/test_gpu_benchmark.py
+LEARNING := tests/compress tests/training
+WHOLE   := $(filter-out $(RAY) $(ALONE),$(wildcard tests/test_*.py))
+STAGES  := $(filter-out tests/__pycache__ tests/backends tests/serve $(LEARNING),$(patsubst %/,%,$(wildcard tests/*/)))
+
+test: test-whole test-backends test-stages test-serve test-learning test-ray test-alone
+
+test-whole: $(VENV)/.dev
+	$(BIN)/python -m pytest $(WHOLE)
+
+test-backends: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/backends
+
+test-stages: $(VENV)/.dev
+	$(BIN)/python -m pytest $(STAGES)
+
+test-serve: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/serve $(addprefix --ignore=,$(RAY))
+
+test-learning: $(VENV)/.dev
+	$(BIN)/python -m pytest $(LEARNING)
+
+test-ray: $(VENV)/.dev
+	$(BIN)/python -m pytest $(RAY) || [ $$? = 5 ] # without Ray there are none
+
+test-alone: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ALONE) || [ $$? = 5 ] # without torch
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
