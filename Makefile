@@ -15,7 +15,7 @@ demo: $(VENV)/.run
 	$(BIN)/vitesse predict demo/detr examples/fashion/detr/val/000001.jpg --draw demo/boxes.png
 
 # In several processes: each test may load any runtime, and a process that had loaded all of them, the compilers and Ray,
-# ended in a segmentation fault after seven thousand tests. Two at a time: make -j2 -Otarget test
+# ended in a segmentation fault after seven thousand tests.
 RAY     := tests/serve/test_ray.py tests/test_predict_ray.py
 # It interrupts torch by a signal and has it generate code: alone in its process, as the program is that it tests.
 ALONE   := tests/test_gpu_benchmark.py

@@ -38,8 +38,9 @@ def two_products(folder: Path) -> Artifact:
 
 def test_the_expensive_node_leads_and_shares_add_up(tmp_path: Path, runtime: str) -> None:
     artifact = dataclasses.replace(two_products(tmp_path), backend=runtime)
-    found = profile(artifact, [{"x": np.ones((300, 400), np.float32)}], threads=1, runs=4)
-    assert (found.backend, found.runs, found.threads) == (runtime, 4, 1)
+    # Of so many runs that one which was held up on a busy machine does not make the softmax the slowest.
+    found = profile(artifact, [{"x": np.ones((300, 400), np.float32)}], threads=1, runs=25)
+    assert (found.backend, found.runs, found.threads) == (runtime, 25, 1)
     assert "large" in found.nodes[0].node
     assert sum(row.share for row in found.operators) == pytest.approx(1)
     assert sum(row.ms for row in found.operators) == pytest.approx(found.operators_ms)
