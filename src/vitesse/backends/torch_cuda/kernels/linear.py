@@ -120,6 +120,32 @@ def launch(
     gemm[(tiles, config.split_k)](*operands, *shared, *numbers, epsilon, SPLIT=config.split_k, **constants)
 
 
+def computed(
+    x: Tensor, weight: Tensor, residual: Tensor | None, epilogue: Epilogue, config: GemmConfig, **others: Any
+) -> tuple[Tensor]:
+    """Return what `launch` writes for x [..., K], weight [N, K] and a residual [..., N], as a step's outputs.
+
+    Args:
+        others: keywords of `launch`: scale, bias, arrived, column_sums, epsilon.
+    """
+    n = weight.shape[0]
+    rows = rows_of(residual, n)
+    out = torch.empty((*x.shape[:-1], n), dtype=epilogue.dtype, device=x.device)
+    launch(
+        x.reshape(-1, x.shape[-1]),
+        weight,
+        residual=rows,
+        residual_rows=None if rows is None else rows.shape[0],
+        activation=epilogue.activation,
+        residual_first=epilogue.residual_first,
+        out=out.view(-1, n),
+        out_scale=epilogue.out_scale,
+        config=config,
+        **others,
+    )
+    return (out,)
+
+
 class TritonLinear:
     """The kernels of gemm.py for the step `Linear`."""
 
@@ -165,23 +191,10 @@ class TritonLinear:
         arrived = Counters(config, node.m, n)
 
         def run(x: Tensor, *others: Tensor | None) -> tuple[Tensor]:
-            residual = rows_of(others[3] if len(others) > 3 else None, n)
-            out = torch.empty((*x.shape[:-1], n), dtype=epilogue.dtype, device=x.device)
-            launch(
-                x.reshape(-1, x.shape[-1]),
-                weight,
-                scale=scale,
-                bias=bias,
-                residual=residual,
-                residual_rows=None if residual is None else residual.shape[0],
-                activation=epilogue.activation,
-                residual_first=epilogue.residual_first,
-                out=out.view(-1, n),
-                out_scale=epilogue.out_scale,
-                config=config,
-                arrived=arrived.here(x.device),
+            residual = others[3] if len(others) > 3 else None
+            return computed(
+                x, weight, residual, epilogue, config, scale=scale, bias=bias, arrived=arrived.here(x.device)
             )
-            return (out,)
 
         return run
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
 from vitesse.backends.torch_cuda.kernels.linear import KERNEL as LINEAR
-from vitesse.backends.torch_cuda.kernels.linear import launch, prepack
+from vitesse.backends.torch_cuda.kernels.linear import computed, prepack
 from vitesse.backends.torch_cuda.kernels.linear_configs import GemmConfig
-from vitesse.backends.torch_cuda.kernels.linear_operands import Epilogue, rows_of
+from vitesse.backends.torch_cuda.kernels.linear_operands import Epilogue
 
 # Sums of x and of its square for every element of a tile of x are kept beside the accumulator.
 LARGEST_TILE = 128 * 64
@@ -46,28 +46,14 @@ class TritonNormLinear:
         column_sums = packed.float().sum(1)
         offset = torch.zeros(packed.shape[0], device=weight.device) if bias is None else bias.float()
         offset = (offset if shift is None else offset + shift.float() @ weight.float()).contiguous()
-        config, epilogue, n = GemmConfig.of(tactic.config), Epilogue.of(attributes), packed.shape[0]
+        config, epilogue = GemmConfig.of(tactic.config), Epilogue.of(attributes)
         epsilon = float(attributes.get("epsilon", 1e-5))
 
         def run(*given: Tensor | None) -> tuple[Tensor]:
-            x, residual = given[0], rows_of(given[5] if len(given) > 5 else None, n)
+            x, residual = given[0], given[5] if len(given) > 5 else None
             assert x is not None
-            out = torch.empty((*x.shape[:-1], n), dtype=epilogue.dtype, device=x.device)
-            launch(
-                x.reshape(-1, x.shape[-1]),
-                packed,
-                bias=offset,
-                residual=residual,
-                residual_rows=None if residual is None else residual.shape[0],
-                activation=epilogue.activation,
-                residual_first=epilogue.residual_first,
-                out=out.view(-1, n),
-                out_scale=epilogue.out_scale,
-                config=config,
-                column_sums=column_sums,
-                epsilon=epsilon,
-            )
-            return (out,)
+            folded = {"bias": offset, "column_sums": column_sums, "epsilon": epsilon}
+            return computed(x, packed, residual, epilogue, config, **folded)
 
         return run
 
