@@ -15,7 +15,13 @@ def written():
     }
     stream = io.StringIO()
     logs.configure(stream)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    handler = logging.getLogger(logs.NAME).handlers[0]
+
+    def lines():
+        handler.flush()
+        return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+    yield lines
     for name, (handlers, level, propagate) in kept.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = handlers, propagate
@@ -86,6 +92,7 @@ def test_configuring_again_replaces_the_former_stream(written):
     other = io.StringIO()
     logs.configure(other)
     logs.log_request("abc", "/v1/detect", 200, 0.01)
+    logging.getLogger(logs.NAME).handlers[0].flush()
     assert written() == []
     assert len(other.getvalue().splitlines()) == 1
 

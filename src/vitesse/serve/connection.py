@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import http
 import json
+from collections import deque
 from typing import Any
 
+from uvicorn._types import ASGIReceiveEvent
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from vitesse.serve.limits import Limits
@@ -20,6 +22,9 @@ from vitesse.serve.refusals import Refusal
 
 # A refused body is read and dropped for so long, or its sender would see a reset connection instead of the refusal.
 LINGER_S = 2.0
+# The app is not woken before so much of a body is here, or all of it: uvicorn wakes it, and stops and starts reading,
+# for every 64 KiB. It bounds what is held of a body that nobody reads.
+_GATHERED_BYTES = 1024 * 1024
 
 
 def raw_answer(refusal: Refusal) -> bytes:
@@ -47,12 +52,10 @@ class _Lingering(asyncio.Transport):
         self._inner, self._connection = inner, connection
         self._closing = False
         self._head = b""
-
-    def __getattribute__(self, name: str) -> Any:
-        # The base class defines every method (as not implemented), so that delegation must come before it.
-        if name in _OWN:
-            return object.__getattribute__(self, name)
-        return getattr(object.__getattribute__(self, "_inner"), name)
+        # The base class defines every method, as not implemented: what is not changed here is the inner one's.
+        for name in _INHERITED:
+            if (method := getattr(inner, name, None)) is not None:
+                setattr(self, name, method)
 
     def is_closing(self) -> bool:
         return self._closing or self._inner.is_closing()
@@ -85,9 +88,24 @@ class _Lingering(asyncio.Transport):
         self._connection.loop.call_later(LINGER_S, self._inner.close)
 
 
-_OWN = frozenset(
-    {"write", "close", "is_closing", "_flush", "_inner", "_connection", "_closing", "_head", "__class__"}
+_INHERITED = tuple(
+    name for name in dir(asyncio.Transport) if not name.startswith("_") and name not in vars(_Lingering)
 )
+
+
+class _Cycle(RequestResponseCycle):
+    """uvicorn's request and response, whose body is handed over in the parts in which it came, without a copy."""
+
+    parts: deque[bytes]
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Return the next part, when there is one; else wait for more, or for the client to go."""
+        if not self.parts:
+            message = await super().receive()
+            if message["type"] == "http.disconnect" or not self.parts:
+                return message
+        part = self.parts.popleft()
+        return {"type": "http.request", "body": part, "more_body": self.more_body or bool(self.parts)}
 
 
 class Connection(HttpToolsProtocol):
@@ -108,6 +126,7 @@ class Connection(HttpToolsProtocol):
         self._ended_headers = False  # before or in the data that is being parsed
         self._header_bytes = 0  # of whole lines, as the parser hands them over
         self._unparsed_bytes = 0  # of all that came while no header block had ended
+        self._gathered_bytes = 0  # of a body, since the app was woken
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -167,6 +186,23 @@ class Connection(HttpToolsProtocol):
         self._in_headers, self._ended_headers = False, True
         self._stop_timer()
         super().on_headers_complete()
+        # uvicorn names its class in the middle of a long method, and the app has not begun yet.
+        self.cycle.__class__ = _Cycle
+        self.cycle.parts = deque()  # type: ignore[attr-defined]
+        self._gathered_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of the body, and wake the app where much of it is here."""
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        assert isinstance(cycle, _Cycle)
+        cycle.parts.append(body)
+        self._gathered_bytes += len(body)
+        if self._gathered_bytes > _GATHERED_BYTES:
+            self._gathered_bytes = 0
+            self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """Wait for the next header block."""

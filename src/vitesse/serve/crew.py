@@ -194,12 +194,14 @@ class Crew:
         """Take works out of a worker's hands, so that nobody else answers them."""
         with self._lock:
             self._check_own(worker)
-            worker.hands = [work for work in worker.hands if work not in works]
+            left = len(worker.hands) > len(works)
+            worker.hands = [work for work in worker.hands if work not in works] if left else []
 
-    def executed(self, works: Sequence[Work], answers: Sequence[Executed]) -> None:
-        """Answer works that were claimed and tell the observer."""
+    def executed(self, worker: Worker, works: Sequence[Work], answers: Sequence[Executed]) -> None:
+        """Take works out of a worker's hands, answer them and tell the observer."""
         one = answers[0]
         with self._holding():
+            self.claim(worker, works)
             self._deaths[one.worker] = 0
             for work, answer in zip(works, answers, strict=True):
                 self._tell(work.done.set_result, answer)
@@ -214,9 +216,8 @@ class Crew:
             self._refuse_running(works, refusal)
 
     def limit(self) -> int:
-        """Return how many items may run together."""
-        with self._lock:
-            return self._batcher.max_items
+        """Return how many items may run together; one number, read without the lock."""
+        return self._batcher.max_items
 
     def halve(self, items: int) -> None:
         """Lower the batches to half of what memory did not suffice for."""

@@ -89,21 +89,21 @@ async def execute(
         Refusal: what `prepare` and the router refuse; 504 "deadline" past `limits.request_s`; "cancelled" where the
             client hung up, in which case nobody reads it.
     """
-    patience = limits.queue_s if timeout_s is None else min(timeout_s, limits.queue_s)
+    queue_s = limits.queue_s if timeout_s is None else min(timeout_s, limits.queue_s)
     latest = arrived + limits.request_s
     left = latest - clock()
     if left <= 0:
         raise _too_late(limits)
-    errand = _Errand(router, prepare, clock, patience, latest, request_id)
+    errand = _Errand(router, prepare, clock, queue_s, latest, request_id)
     if threads is None:
         errand.run()
     else:
         threads.submit(errand.run)
+    patience = _Patience(errand.answer, request, left, limits)
     try:
-        if await _ended(errand.answer, request, left):
-            return errand.answer.result()
-        raise _too_late(limits)
+        return await errand.answer
     finally:
+        patience.end()
         errand.give_up()
 
 
@@ -122,7 +122,7 @@ class _Errand:
         self._router, self._prepare, self._clock = router, prepare, clock
         self._patience_s, self._latest, self._request_id = patience_s, latest, request_id
         self._loop = asyncio.get_running_loop()
-        self._given_up = False
+        self._given_up = self._told_it = False
         self._cancel: Callable[[], None] | None = None
         self.answer: asyncio.Future[Routed] = self._loop.create_future()
 
@@ -155,7 +155,7 @@ class _Errand:
 
     def give_up(self) -> None:
         """Let nobody work for this request any more; does nothing once it is answered."""
-        if self.answer.done() and not self.answer.cancelled():
+        if self._told_it:
             return
         self._given_up = True
         self.answer.cancel()
@@ -169,6 +169,7 @@ class _Errand:
     def _told(self, ended: Future[Any]) -> None:
         if self.answer.done():
             return
+        self._told_it = True
         if ended.cancelled():
             self.answer.cancel()
         elif (error := ended.exception()) is not None:
@@ -177,21 +178,39 @@ class _Errand:
             self.answer.set_result(ended.result())
 
 
-async def _ended(answer: asyncio.Future[Routed], request: Request, limit_s: float) -> bool:
-    """Wait for an answer, at most so long; return whether it is there. Raises Refusal where the client hung up."""
-    # Most answers are quicker than it takes a client to lose its patience: they do without a task that listens to it.
-    at_first = min(limit_s, _PATIENCE_S)
-    await asyncio.wait((answer,), timeout=at_first)
-    if answer.done():
-        return True
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((answer, gone), timeout=limit_s - at_first, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done() and gone.done():
-            raise _cancelled()
-        return answer.done()
-    finally:
-        gone.cancel()
+class _Patience:
+    """Ends the wait for an answer with a Refusal: at the limit, or where the client hangs up.
+
+    Most answers are quicker than it takes a client to lose its patience: they do without a task that listens to it.
+    """
+
+    def __init__(
+        self, answer: asyncio.Future[Routed], request: Request, limit_s: float, limits: Limits
+    ) -> None:
+        self._answer, self._request, self._limits = answer, request, limits
+        self._loop = asyncio.get_running_loop()
+        self._left_s = limit_s - _PATIENCE_S
+        self._gone: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(min(limit_s, _PATIENCE_S), self._listen)
+
+    def end(self) -> None:
+        """Stop the timer, and listening."""
+        self._timer.cancel()
+        if self._gone is not None:
+            self._gone.cancel()
+
+    def _listen(self) -> None:
+        self._timer = self._loop.call_later(max(0.0, self._left_s), self._refuse, _too_late(self._limits))
+        self._gone = self._loop.create_task(_gone(self._request))
+        self._gone.add_done_callback(self._hung_up)
+
+    def _hung_up(self, gone: asyncio.Task[None]) -> None:
+        if not gone.cancelled():
+            self._refuse(_cancelled())
+
+    def _refuse(self, refusal: Refusal) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(refusal)
 
 
 async def _gone(request: Request) -> None:

@@ -8,12 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitesse.serve.limits import Limits
 from vitesse.serve.refusals import Refusal
+
+
+def header_of(scope: Scope, name: bytes) -> str | None:
+    """Return a request's first header of this name (in lower case), None where it has none."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
 
 
 def refusal_answer(refusal: Refusal) -> JSONResponse:
@@ -39,7 +46,7 @@ class BodyLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, self._limits, Headers(scope=scope))
+        body = _Body(receive, self._limits, scope)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start" and (self._leaving() or not body.ended):
@@ -57,12 +64,12 @@ class BodyLimits:
 class _Body:
     """A request's body as it comes, counted and timed."""
 
-    def __init__(self, receive: Receive, limits: Limits, headers: Headers) -> None:
+    def __init__(self, receive: Receive, limits: Limits, scope: Scope) -> None:
         self._receive, self._limits = receive, limits
-        self._length = headers.get("content-length")
+        self._length = header_of(scope, b"content-length")
         self._got = 0
         self._deadline: float | None = None
-        self.ended = self._length in (None, "0") and "transfer-encoding" not in headers
+        self.ended = self._length in (None, "0") and header_of(scope, b"transfer-encoding") is None
 
     def check_length(self) -> None:
         """Raise Refusal 413 for a body that says it is too large, 400 for a length that is no number."""
@@ -86,7 +93,7 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             text = (
-                f"the body did not come within {self._limits.body_s:g} s: {self._got} bytes did; "
+                f"the body did not come within {self._limits.body_s:g} s: at least {self._got} bytes did; "
                 "send it faster, or start the server with a larger --body-s"
             )
             raise Refusal(408, "deadline", text) from None

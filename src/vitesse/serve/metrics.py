@@ -28,6 +28,19 @@ class Load:
     workers: int
 
 
+class _Unanswered:
+    """Counts the blocks that are being executed, for the gauge, which reads it at a scrape."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+
+
 class Metrics(PoolMetrics):
     """What a server counts, and what its live variant's pool does; a whole request costs some microseconds.
 
@@ -61,7 +74,8 @@ class Metrics(PoolMetrics):
         self._checks = Closed(families.engine_checks, common, names.CHECKS, strict)
         self._bytes = families.request_bytes.labels(*common)
         self._duration = families.duration.labels(*common)
-        self._inflight = families.inflight.labels(*common)
+        self._unanswered = _Unanswered()
+        families.inflight.labels(*common).set_function(lambda: self._unanswered.count)
         self._nonfinite = families.nonfinite.labels(*common)
         self._shadow_dropped = families.shadow_dropped.labels(*common)
         self._pool_fallbacks = families.pool_fallbacks.labels(*common)
@@ -99,8 +113,8 @@ class Metrics(PoolMetrics):
         self._failures[names.REASON_OF.get(reason, reason)].inc()
 
     def in_flight(self) -> AbstractContextManager[object]:
-        """Return a context in which one more request counts as unanswered."""
-        return self._inflight.track_inprogress()
+        """Return a context in which one more request counts as unanswered; for the event loop alone."""
+        return self._unanswered
 
     # State, told by the server and by releases.
 

@@ -15,6 +15,7 @@ from vitesse.serve.service import Service
 from vitesse.spec import Task
 
 Handler = Callable[[Service, Request], Awaitable[Response]]
+Bound = Callable[[Request], Awaitable[Response]]
 
 
 class Guard(StrEnum):
@@ -134,7 +135,21 @@ def starlette_routes(service: Service) -> list[Route]:
     ]
 
 
-def _bound(endpoint: Endpoint, service: Service) -> Callable[[Request], Awaitable[Response]]:
+def direct(service: Service) -> dict[tuple[str, str], tuple[Bound, dict[str, str]]]:
+    """Return inference by method and whole address, which is known: handler and parameters of the path.
+
+    Starlette compares an address with one pattern after another, inside five layers that a request for inference needs
+    nothing of.
+    """
+    known = {"model": service.signature.name, "version": service.signature.version}
+    return {
+        (endpoint.method, endpoint.path.format_map(known)): (_bound(endpoint, service), known)
+        for endpoint in endpoints(service)
+        if endpoint.counted
+    }
+
+
+def _bound(endpoint: Endpoint, service: Service) -> Bound:
     async def call(request: Request) -> Response:
         request.scope["endpoint_of"] = endpoint
         _check_key(endpoint, service, request)

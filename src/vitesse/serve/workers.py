@@ -71,8 +71,8 @@ class Desk(Protocol):
         """Take works out of the worker's hands in order to answer them; raises Abandoned."""
         ...
 
-    def executed(self, works: Sequence[Work], answers: Sequence[Executed]) -> None:
-        """Answer works that were claimed."""
+    def executed(self, worker: Worker, works: Sequence[Work], answers: Sequence[Executed]) -> None:
+        """Claim works and answer them; raises Abandoned."""
         ...
 
     def fail(self, works: Sequence[Work], refusal: Refusal) -> None:
@@ -182,8 +182,7 @@ class Worker:
             Executed(own, start - work.arrived, infer_s, items, self.index, device_ms)
             for work, own in zip(works, outputs, strict=True)
         ]
-        self._desk.claim(self, works)
-        self._desk.executed(works, answers)
+        self._desk.executed(self, works, answers)
 
     def _in_parts(self, session: Session, work: Work) -> tuple[list[Arrays], float | None]:
         """Run a request that is larger than what memory has turned out to hold."""
