@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SECONDS_PER_MEASUREMENT ?= 1
 
-.PHONY: demo test test-whole test-backends test-stages test-serve test-learning test-ray test-alone lint types wheel clean
+.PHONY: demo test lint types wheel clean
 
 demo: $(VENV)/.run
 	$(BIN)/vitesse optimize examples/fashion/detr_fashion.onnx --data examples/fashion/detr --target cpu \
@@ -16,35 +16,56 @@ demo: $(VENV)/.run
 
 # In several processes: each test may load any runtime, and a process that had loaded all of them, the compilers and Ray,
 # ended in a segmentation fault after seven thousand tests.
-RAY     := tests/serve/test_ray.py tests/test_predict_ray.py
+RAY      := tests/serve/test_ray.py tests/test_predict_ray.py
 # It interrupts torch by a signal and has it generate code: alone in its process, as the program is that it tests.
-ALONE   := tests/test_gpu_benchmark.py
+ALONE    := tests/test_gpu_benchmark.py
+# They measure: nothing else runs meanwhile.
+MEASURED := tests/benchmark tests/profile
 LEARNING := tests/compress tests/training
-WHOLE   := $(filter-out $(RAY) $(ALONE),$(wildcard tests/test_*.py))
-STAGES  := $(filter-out tests/__pycache__ tests/backends tests/serve $(LEARNING),$(patsubst %/,%,$(wildcard tests/*/)))
+WHOLE    := $(filter-out $(RAY) $(ALONE),$(wildcard tests/test_*.py))
+STAGES   := $(filter-out tests/__pycache__ tests/backends tests/serve tests/sources $(LEARNING) $(MEASURED),$(patsubst %/,%,$(wildcard tests/*/)))
+# Side by side with a core each, the longest first; then one after the other with all cores.
+SIDE_BY_SIDE := whole sources stages backends learning
+IN_TURN      := serve measured ray alone
+CORES        := $(shell getconf _NPROCESSORS_ONLN)
+PYTEST       := $(BIN)/python -m pytest
+ON_ONE_CORE  := $(BIN)/python tests/one_core.py build/cores $(PYTEST)
 
-test: test-whole test-backends test-stages test-serve test-learning test-ray test-alone
+.PHONY: $(SIDE_BY_SIDE:%=test-%) $(IN_TURN:%=test-%)
+
+# Each group's output comes when it has ended; all groups run, whichever fails.
+test: $(VENV)/.dev
+	@failed=0; \
+	$(MAKE) --no-print-directory --keep-going -j$(CORES) --output-sync=target $(SIDE_BY_SIDE:%=test-%) || failed=1; \
+	$(MAKE) --no-print-directory --keep-going -j1 $(IN_TURN:%=test-%) || failed=1; \
+	exit $$failed
 
 test-whole: $(VENV)/.dev
-	$(BIN)/python -m pytest $(WHOLE)
+	$(ON_ONE_CORE) $(WHOLE)
 
-test-backends: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/backends
+test-sources: $(VENV)/.dev
+	$(ON_ONE_CORE) tests/sources
 
 test-stages: $(VENV)/.dev
-	$(BIN)/python -m pytest $(STAGES)
+	$(ON_ONE_CORE) $(STAGES)
 
-test-serve: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/serve $(addprefix --ignore=,$(RAY))
+test-backends: $(VENV)/.dev
+	$(ON_ONE_CORE) tests/backends
 
 test-learning: $(VENV)/.dev
-	$(BIN)/python -m pytest $(LEARNING)
+	$(ON_ONE_CORE) $(LEARNING)
+
+test-serve: $(VENV)/.dev
+	$(PYTEST) tests/serve $(addprefix --ignore=,$(RAY))
+
+test-measured: $(VENV)/.dev
+	$(PYTEST) $(MEASURED)
 
 test-ray: $(VENV)/.dev
-	$(BIN)/python -m pytest $(RAY) || [ $$? = 5 ] # without Ray there are none
+	$(PYTEST) $(RAY) || [ $$? = 5 ] # without Ray there are none
 
 test-alone: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ALONE) || [ $$? = 5 ] # without torch
+	$(PYTEST) $(ALONE) || [ $$? = 5 ] # without torch
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ from vitesse.recipe import DataOptions, HalfOptions, MeasureOptions, Recipe
 from vitesse.run import Run, artifact_of
 from vitesse.spec import Decode, ModelSpec, Preprocessing, Resize, Task
 
+pytestmark = pytest.mark.usefixtures("short_races")
 IMAGES = FOLDER / "vit"
 PRECISIONS = ("fp32", "fp16")
 RECIPE = Recipe(
@@ -96,8 +97,6 @@ def put(patch: pytest.MonkeyPatch, runtime: type[CudaOnCpu], name: str = "cuda")
     left_out = FreshProcess(unmeasured="left out in this test")
     patch.setattr("vitesse.measure.fresh_process", lambda *given: left_out)
     patch.setattr("vitesse.measure.throughput", no_throughput)
-    patch.setattr("vitesse.benchmark.latency.settle", lambda: True)
-    patch.setattr("vitesse.benchmark.latency._BLOCK_MS", 2.0)
 
 
 def no_throughput(*given: object, **options: object) -> NoReturn:
@@ -117,7 +116,7 @@ class Walked:
 
 
 @pytest.fixture(scope="module")
-def walked(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Walked:
+def walked(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch, short_races: None) -> Walked:
     put(patch, CudaOnCpu)
     CudaOnCpu.loaded.clear()
     out = tmp_path_factory.mktemp("gpu") / "run"

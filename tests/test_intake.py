@@ -17,6 +17,7 @@ from vitesse.recipe import DataOptions, MeasureOptions, Recipe, SourceOptions  #
 from vitesse.sources.source import ExportOptions  # noqa: E402
 from vitesse.spec import Decode, ModelSpec, Preprocessing, Task  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("short_races")
 IMAGES = Path(__file__).resolve().parents[1] / "examples" / "fashion" / "vit"
 QUICK = Recipe(
     target="onnxruntime",

@@ -16,6 +16,7 @@ from vitesse.predict import load
 from vitesse.recipe import DataOptions, HalfOptions, MeasureOptions, Recipe, SearchOptions
 from vitesse.run import Run
 
+pytestmark = pytest.mark.usefixtures("short_races")
 EXAMPLES = Path(__file__).parents[1] / "examples" / "fashion"
 MODEL, IMAGES = EXAMPLES / "vit_fashion.onnx", EXAMPLES / "vit"
 RECIPE = Recipe(
@@ -31,7 +32,7 @@ RECIPE = Recipe(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(tmp_path_factory: pytest.TempPathFactory, short_races: None) -> Run:
     return pipeline.optimize(MODEL, data=IMAGES, out=tmp_path_factory.mktemp("runs") / "run", recipe=RECIPE)
 
 

@@ -27,6 +27,7 @@ from vitesse.run import Run, open_run
 from vitesse.serve.releases.golden import COUNT, compare, load_golden, tolerances_of
 from vitesse.verify.gate import StepKind
 
+pytestmark = pytest.mark.usefixtures("short_races")
 EXAMPLES = Path(__file__).parents[1] / "examples" / "fashion"
 MODEL, IMAGES = EXAMPLES / "vit_fashion.onnx", EXAMPLES / "vit"
 QUICK = Recipe(
@@ -38,7 +39,7 @@ QUICK = Recipe(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(tmp_path_factory: pytest.TempPathFactory, short_races: None) -> Run:
     return pipeline.optimize(MODEL, data=IMAGES, out=tmp_path_factory.mktemp("runs") / "run", recipe=QUICK)
 
 

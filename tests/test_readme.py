@@ -11,11 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-# Measuring is cut short: what is tested is that the commands work, not their figures.
-QUICK = ("--limit", "20", "--seconds", "0.1")
+# Cut short: what is tested is that the commands work, not their figures; `make demo` searches for precisions, too.
+QUICK = ("--limit", "20", "--seconds", "0.1", "--precisions", "fp32")
 QUICK_CODE = """
 from vitesse.recipe import DataOptions, MeasureOptions, Recipe
-quick = Recipe(data=DataOptions(limit=20, calib_images=8), measure=MeasureOptions(seconds=0.1))
+quick = Recipe(
+    precisions=("fp32",), data=DataOptions(limit=20, calib_images=8), measure=MeasureOptions(seconds=0.1)
+)
 """
 
 

@@ -52,7 +52,7 @@ def test_naming_it_is_enough_on_any_target() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, short_races: None) -> Run:
     """A run that takes the runtime of this machine for a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "GPUS", ("onnxruntime",))
