@@ -3,9 +3,10 @@
     python benchmarks/serve_cost.py [--litserve PYTHON] [--pytriton PYTHON]   writes benchmarks/results/serve_cost.json
     python benchmarks/serve_cost.py --table                                   writes the tables of docs/serving.md
 
-Needs wrk. PYTHON is an interpreter of an environment with litserve and python-multipart, or nvidia-pytriton. A null
-model takes 1×3×224×224 float32 (602 KB) and gives three floats; all servers get the same tensor from the same client at
-the same concurrency, and take turns, round by round; and then a tensor of 1×3×32×32 (12 KB), where little is copied.
+Needs wrk. PYTHON is an interpreter of an environment with litserve, python-multipart and pillow, or nvidia-pytriton. A
+null model takes 1×3×224×224 float32 (602 KB) and gives three floats; all servers get the same tensor from the same
+client at the same concurrency, and take turns, round by round; and then a tensor of 1×3×32×32 (12 KB), where little is
+copied; LitServe also a JPEG of 640×480, which its worker decodes with Pillow. It takes each as a file of a form.
 Processor time is that of the server's processes. Beside no server: ViT-Ti/16 behind the server, and the same file in
 one bare session a core, in turns as well.
 """
@@ -29,7 +30,7 @@ import numpy as np
 import psutil
 from serve_process import Post, Started, free_port, ours, started, wrk
 from serve_runs import SIZE, finished_run, null_model, photo, vit_ti
-from serve_tables import OF_SMALL, write_page
+from serve_tables import OF_JPEG, OF_SMALL, write_page
 
 from vitesse.benchmark.quiet import ForeignLoad
 from vitesse.benchmark.throughput import throughput
@@ -93,6 +94,8 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         turns["ViT-Ti, bare"] = lambda: bare(vit, tensor, given.seconds)
         for name, command, port, ready, form, environment in peers(given):
             asked = {name: posts[form], f"{name}{OF_SMALL}": posts[f"small {form}"]}
+            if form == "form":
+                asked[f"{name}{OF_JPEG}"] = posts["JPEG form"]
             try:
                 peer = start(stack, folder, name, command, port, ready, environment)
                 new = {label: turn(peer, post, folder, given.seconds) for label, post in asked.items()}
@@ -122,6 +125,7 @@ def bodies(folder: Path, tensor: np.ndarray[Any, Any], jpeg: Path) -> dict[str, 
         **large,
         "ViT-Ti": replace(large["tensor"], path="/v2/models/vit_ti/infer"),
         "JPEG": Post("/v1/classify", jpeg, {}),
+        "JPEG form": _form(folder / "jpeg.form", "image", jpeg.read_bytes()),
         **{f"small {form}": post for form, post in small.items()},
     }
 
@@ -135,16 +139,19 @@ def _as_sent(folder: Path, name: str, tensor: np.ndarray[Any, Any]) -> dict[str,
     }
     header = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
     (folder / f"{name}.v2").write_bytes(header + tensor.tobytes())
-    edge = "vitesse-boundary"
-    begin = f'--{edge}\r\nContent-Disposition: form-data; name="tensor"; filename="tensor"\r\n\r\n'.encode()
-    (folder / f"{name}.form").write_bytes(begin + tensor.tobytes() + f"\r\n--{edge}--\r\n".encode())
     length = {"Inference-Header-Content-Length": str(len(header))}
     return {
         "tensor": Post("/v2/models/null/infer", folder / f"{name}.v2", length),
-        "form": Post(
-            "/predict", folder / f"{name}.form", {"Content-Type": f"multipart/form-data; boundary={edge}"}
-        ),
+        "form": _form(folder / f"{name}.form", "tensor", tensor.tobytes()),
     }
+
+
+def _form(path: Path, field: str, content: bytes) -> Post:
+    """Write a form with one file."""
+    edge = "vitesse-boundary"
+    begin = f'--{edge}\r\nContent-Disposition: form-data; name="{field}"; filename="{field}"\r\n\r\n'.encode()
+    path.write_bytes(begin + content + f"\r\n--{edge}--\r\n".encode())
+    return Post("/predict", path, {"Content-Type": f"multipart/form-data; boundary={edge}"})
 
 
 def peers(given: argparse.Namespace) -> list[tuple[Any, ...]]:

@@ -8,15 +8,23 @@ import sys
 
 import litserve
 import numpy as np
+from PIL import Image
+
+SIDE = 224
 
 
 class Null(litserve.LitAPI):
-    """One float of an image, as the null model of the benchmark gives it: the tensor comes as a file of a form."""
+    """One pixel of an image, as the null model of the benchmark gives it: a tensor or a JPEG as a file of a form."""
 
     def setup(self, device):
         pass
 
     def decode_request(self, request):
+        if "image" in request:
+            with Image.open(request["image"].file) as image:
+                small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            pixels = np.asarray(small, np.float32).transpose(2, 0, 1)[None]
+            return (pixels / 255 - 0.5) / 0.5
         values = np.frombuffer(request["tensor"].file.read(), np.float32)
         side = math.isqrt(values.size // 3)
         return values.reshape(1, 3, side, side)

@@ -14,6 +14,8 @@ TENSOR, JPEG, DECODE = "Vitesse, tensor", "Vitesse, JPEG", "decode"
 # What is behind the name of a server that was asked with the small tensor.
 OF_SMALL = ", small"
 SMALL = f"Vitesse{OF_SMALL}"
+# The same of a server that was asked with the JPEG.
+OF_JPEG = ", JPEG"
 BARE, BEHIND = "ViT-Ti, bare", "ViT-Ti, Vitesse"
 
 
@@ -40,7 +42,9 @@ def cost_tables(found: Mapping[str, Any]) -> str:
     samples = found["samples"]
     parts = [conditions(found, samples), cost_table(samples), server_table(samples, found["failed"])]
     if SMALL in samples:
-        parts.append(server_table(samples, found["failed"], small=True))
+        parts.append(server_table(samples, found["failed"], OF_SMALL))
+    if any(name.endswith(OF_JPEG) and name != JPEG for name in samples):
+        parts.append(server_table(samples, {}, OF_JPEG))  # not every server takes one
     return "\n\n".join([*parts, share_line(samples)])
 
 
@@ -80,22 +84,17 @@ def cost_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def server_table(
-    samples: Mapping[str, Sequence[Mapping[str, Any]]], failed: Mapping[str, str], *, small: bool = False
+    samples: Mapping[str, Sequence[Mapping[str, Any]]], failed: Mapping[str, str], of: str = ""
 ) -> str:
     """One line a server with the null model, most requests first, and how many times as many Vitesse answers.
 
     Args:
-        small: of the requests with 12 KB, which show what a request costs, and not those with 602 KB, which show as
-            much what copying costs.
+        of: what was sent: "" the 602 KB, which show as much what copying costs; OF_SMALL the 12 KB, which show what a
+            request costs; OF_JPEG the picture, which each server decodes, resizes and normalises.
     """
-    names = [
-        name
-        for name in samples
-        if name not in {JPEG, DECODE, BARE, BEHIND} and name.endswith(OF_SMALL) == small
-    ]
-    mine = SMALL if small else TENSOR
+    names = [name for name in samples if name not in {DECODE, BARE, BEHIND} and _sent(name) == of]
+    mine, size = {"": (TENSOR, "602 KB"), OF_SMALL: (SMALL, "12 KB"), OF_JPEG: (JPEG, "JPEG of 640×480")}[of]
     ours = values(samples[mine], "per_s")
-    size = "12 KB" if small else "602 KB"
     lines = [
         f"| null model, {size} | requests/s | p50 / p99 ms | ms of processor time | memory MB "
         "| Vitesse answers |",
@@ -107,13 +106,17 @@ def server_table(
         p50, p99 = (statistics.median(values(rows, figure)) for figure in ("p50_ms", "p99_ms"))
         rss = statistics.median(values(rows, "rss_mb"))
         times = "" if name == mine else f"{spread(ratios, 1)} times as many"
-        server = name.removesuffix(", tensor").removesuffix(OF_SMALL)
+        server = name.removesuffix(", tensor").removesuffix(of)
         lines.append(
             f"| {server} | {spread(values(rows, 'per_s'), 0)} | {p50:.1f} / {p99:.1f} | "
             f"{spread(values(rows, 'cpu_ms'), 2)} | {rss:.0f} | {times} |"
         )
     lines += [f"| {name} | not run: {why.replace('|', '/')} | | | | |" for name, why in failed.items()]
     return "\n".join(lines)
+
+
+def _sent(name: str) -> str:
+    return next((form for form in (OF_SMALL, OF_JPEG) if name.endswith(form)), "")
 
 
 def share_line(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

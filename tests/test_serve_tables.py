@@ -92,11 +92,25 @@ def test_small_requests_have_a_table_of_their_own(table: ModuleType) -> None:
     )
     large = table.server_table(found["samples"], found["failed"])
     assert "1200 [600 to 1200]" in large and "2400" not in large
-    lines = table.server_table(found["samples"], found["failed"], small=True).splitlines()
+    lines = table.server_table(found["samples"], found["failed"], table.OF_SMALL).splitlines()
     assert lines[0].startswith("| null model, 12 KB | requests/s |")
     assert lines[2].startswith("| Vitesse | 2400 [1200 to 2400] |") and lines[2].endswith("|  |")
     assert lines[3].startswith("| LitServe, 1 worker | 400 [400 to 600] |")
     assert lines[3].endswith("| 4.0 [3.0 to 6.0] times as many |")
+
+
+def test_jpegs_have_a_table_once_another_server_was_sent_one(table: ModuleType) -> None:
+    found = cost(table)
+    assert "null model, JPEG" not in table.cost_tables(found)
+    found["samples"][f"LitServe, 1 worker{table.OF_JPEG}"] = [turn(100), turn(100), turn(200)]
+    lines = table.server_table(found["samples"], {}, table.OF_JPEG).splitlines()
+    assert lines[0].startswith("| null model, JPEG of 640×480 | requests/s |")
+    assert lines[2].startswith("| Vitesse | 400 [200 to 400] |") and lines[2].endswith("|  |")
+    assert lines[3].startswith("| LitServe, 1 worker | 100 [100 to 200] |")
+    assert lines[3].endswith("| 2.0 [2.0 to 4.0] times as many |") and len(lines) == 4
+    assert "LitServe, 1 worker | 300" in table.server_table(found["samples"], {}), (
+        "the tensors' table is as before"
+    )
 
 
 def test_the_share_of_the_bare_session_is_that_of_the_rounds(table: ModuleType) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from serve.serving import NAME, PICTURES, Live, artifact, binary_body, infer_body, running, service_of, tensor
 from vitesse.backends.fake import Fault
 from vitesse.predict import Model
+from vitesse.serve import routes
 from vitesse.serve.auth import Keys
 
 KEY, ADMIN_KEY = "k" * 32, "a" * 32
@@ -31,6 +32,30 @@ def test_health_and_metadata_answer(live: Live) -> None:
     assert model["inputs"] == [{"name": "images", "datatype": "FP32", "shape": [-1, 3, 56, 56]}]
     assert live.ask("GET", f"/v2/models/{NAME}/config").json["max_batch_size"] == 4
     assert live.ask("POST", "/v2/repository/index").json[0]["state"] == "READY"
+
+
+def test_inference_is_answered_alike_whether_its_address_is_known_or_searched(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/v2/models/{NAME}/infer"
+    assert {("POST", path), ("POST", f"/v2/models/{NAME}/versions/1/infer")} <= set(
+        routes.direct(live.service)
+    )
+
+    def answers(server: Live) -> list[tuple[int, bytes]]:
+        body, length = binary_body(tensor(1))
+        asked = [
+            server.ask("POST", path, body, Inference_Header_Content_Length=length),
+            server.ask("POST", path, b"{"),
+            server.ask("GET", path),
+        ]
+        return [(one.status, one.body) for one in asked]
+
+    known = answers(live)
+    monkeypatch.setattr("vitesse.serve.app.direct", lambda service: {})
+    with service_of() as service, running(service) as searching:
+        assert answers(searching) == known
+    assert [status for status, _ in known] == [200, 400, 405]
 
 
 def test_tensors_are_answered_alike_in_json_and_in_binary(live: Live) -> None:

@@ -9,7 +9,10 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs the server: pip install 'vitesse[serve]'")
 
-from vitesse.serve.connection import _Lingering
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from vitesse.serve.connection import _GATHERED_BYTES, Connection, _Lingering
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n"
 
@@ -30,6 +33,15 @@ class Transport:
 
     def is_closing(self) -> bool:
         return self.closing
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def pause_reading(self) -> None:
+        self.done.append("pause")
+
+    def resume_reading(self) -> None:
+        self.done.append("resume")
 
 
 def after(steps: Callable[[_Lingering, Transport], None]) -> list[bytes | str]:
@@ -72,3 +84,49 @@ def test_nothing_is_written_to_a_connection_that_is_lost() -> None:
         inner.closing = True
 
     assert after(steps) == []
+
+
+def received(chunks: list[bytes], length: int) -> tuple[list[bytes], list[bytes | str]]:
+    """Return the parts in which an app gets a body that comes in these chunks, and what reached the transport."""
+    parts: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            parts.append(message["body"])
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def go() -> list[bytes | str]:
+        config = Config(app, log_config=None, lifespan="off", ws="none")
+        config.load()
+        config.loaded_app = app
+        inner: Any = Transport()
+        connection = Connection(config, ServerState(), {}, asyncio.get_running_loop())
+        connection.connection_made(inner)
+        connection.data_received(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % length)
+        for chunk in chunks:
+            connection.data_received(chunk)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        connection.connection_lost(None)
+        return inner.done
+
+    return parts, asyncio.run(go())
+
+
+def test_a_body_reaches_the_app_in_the_parts_in_which_it_came() -> None:
+    chunks = [bytes([number]) * 70_000 for number in range(8)]
+    parts, done = received(chunks, 560_000)
+    assert parts == chunks
+    assert "pause" not in done and done[-1] == "close" and b"200 OK" in done[0]  # type: ignore[operator]
+
+
+def test_reading_stops_where_an_app_does_not_take_the_body_and_goes_on_when_it_does() -> None:
+    chunks = [bytes([number]) * 400_000 for number in range(4)]
+    parts, done = received(chunks, 1_600_000)
+    assert _GATHERED_BYTES < 1_600_000
+    assert done[0] == "pause" and "resume" in done
+    assert b"".join(parts) == b"".join(chunks)

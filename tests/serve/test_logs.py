@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import time
 
 import pytest
 
@@ -45,6 +46,29 @@ def test_a_request_is_one_line_of_json(written):
 def test_the_level_says_whose_fault_it_is(written, status, level):
     logs.log_request("abc", "/v1/detect", status, 0.01, text="why")
     assert [(line["level"], line["text"]) for line in written()] == [(level, "why")]
+
+
+def test_lines_of_answered_requests_come_by_themselves_and_soon(monkeypatch):
+    stream = io.StringIO()
+    logger = logs.configure(stream)
+    monkeypatch.setattr(logs, "LATE_S", 0.01)
+    logs.log_request("abc", "/v1/detect", 200, 0.01)
+    logs.log_request("def", "/v1/detect", 200, 0.01)
+    end = time.monotonic() + 10
+    while not stream.getvalue() and time.monotonic() < end:
+        time.sleep(0.005)
+    assert [json.loads(line)["request_id"] for line in stream.getvalue().splitlines()] == ["abc", "def"]
+    logger.handlers.clear()
+
+
+def test_what_went_wrong_is_written_at_once_behind_what_came_before_it():
+    stream = io.StringIO()
+    logger = logs.configure(stream)
+    logs.log_request("abc", "/v1/detect", 200, 0.01)
+    assert stream.getvalue() == "", "one line, written with those that follow it"
+    logs.log_request("def", "/v1/detect", 504, 0.01, text="late")
+    assert [json.loads(line)["request_id"] for line in stream.getvalue().splitlines()] == ["abc", "def"]
+    logger.handlers.clear()
 
 
 def test_a_text_from_outside_cannot_forge_a_line(written):

@@ -316,8 +316,9 @@ class Crew:
             return None
         worker.hands = list(batch.works)
         self._mark(worker, State.BUSY)
-        # What is left may be due while this worker is busy: another one has to watch the time.
-        if self._batcher.depth():
+        # What is left may become due while this worker is busy: another one has to watch the time. What waits for no
+        # company was due when it came, and woke a worker then.
+        if self._batcher.max_wait_s and self._batcher.depth():
             self._work_came.notify()
         return batch
 

@@ -96,7 +96,9 @@ async def execute(
         raise _too_late(limits)
     errand = _Errand(router, prepare, clock, queue_s, latest, request_id)
     if threads is None:
-        errand.run()
+        # After what has come together with it is read: a worker that wakes up in between would have to wait for the
+        # interpreter's lock, and then this thread for the worker.
+        asyncio.get_running_loop().call_soon(errand.run)
     else:
         threads.submit(errand.run)
     patience = _Patience(errand.answer, request, left, limits)
@@ -200,9 +202,12 @@ class _Patience:
             self._gone.cancel()
 
     def _listen(self) -> None:
-        self._timer = self._loop.call_later(max(0.0, self._left_s), self._refuse, _too_late(self._limits))
+        self._timer = self._loop.call_later(max(0.0, self._left_s), self._late)
         self._gone = self._loop.create_task(_gone(self._request))
         self._gone.add_done_callback(self._hung_up)
+
+    def _late(self) -> None:
+        self._refuse(_too_late(self._limits))
 
     def _hung_up(self, gone: asyncio.Task[None]) -> None:
         if not gone.cancelled():
