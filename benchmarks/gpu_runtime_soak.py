@@ -22,9 +22,9 @@ from vitesse.storage import sha256_of
 
 BATCHES = (1, 2, 3, 4)
 SIDES = (160, 224, 288)
-STREAMS = 2
+STREAMS = 4
 # Runs of one shape before the next comes.
-STRETCH = 200
+STRETCH = 400
 SAMPLES = 200
 Shape = tuple[int, int, int, int]
 
