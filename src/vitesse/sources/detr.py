@@ -81,6 +81,10 @@ class DETRConfig:
         return 16 if self.dilation else 32
 
 
+# Of batch norms, as in torch.
+EPSILON = 1e-5
+
+
 class FrozenBatchNorm(nn.Module):
     """BatchNorm with fixed statistics: y = (x − mean) / √(var + 1e-5) · weight + bias, per channel."""
 
@@ -93,7 +97,7 @@ class FrozenBatchNorm(nn.Module):
         """Return (scale, shift) per channel in float64: y = scale · x + shift."""
         names = ("weight", "bias", "running_mean", "running_var")
         weight, bias, mean, variance = (self.get_buffer(name).double() for name in names)
-        scale = weight / (variance + 1e-5).sqrt()
+        scale = weight / (variance + EPSILON).sqrt()
         return scale, bias - mean * scale
 
     def forward(self, x: Tensor) -> Tensor:

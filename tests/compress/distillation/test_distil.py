@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[torch]'")
 pytest.importorskip("scipy", reason="needs scipy: pip install 'vitesse[compress]'")
 pytest.importorskip("lightning_fabric", reason="needs lightning-fabric: pip install 'vitesse[compress]'")
-from compress.distillation.networks import detr, images, pictures, vit  # noqa: E402
+from compress.distillation.networks import detr, images, pictures, scenes, vit  # noqa: E402
 from fashion import FOLDER  # noqa: E402
 from shared_data import shared  # noqa: E402
 from vitesse.cli import distill  # noqa: E402
@@ -26,6 +26,7 @@ from vitesse.sources.source import Given  # noqa: E402
 from vitesse.sources.spec_file import read_spec_file  # noqa: E402
 from vitesse.sources.trainable import open_trainable  # noqa: E402
 from vitesse.training.batch import Batch  # noqa: E402
+from vitesse.training.live_norm import LiveNorm  # noqa: E402
 from vitesse.training.loop import Trained  # noqa: E402
 from vitesse.training.options import TrainOptions  # noqa: E402
 
@@ -60,6 +61,20 @@ def test_three_layers_come_closer_to_six_in_thirty_steps(tmp_path: Path) -> None
     assert losses[-1] < 0.6 * losses[0]
     assert all(torch.equal(before[name], weight) for name, weight in teacher.module.state_dict().items())
     assert not student.module.training
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_frozen_norms_learn_where_they_are_asked_to_and_are_frozen_afterwards(
+    live: bool, tmp_path: Path
+) -> None:
+    student = detr()
+    before = {name: tensor.clone() for name, tensor in student.module.state_dict().items()}
+    distil(None, student, Same(scenes()), DistilOptions(STEPS, live_norms=live), tmp_path)
+    norms = [name for name in before if ".bn" in name]
+    changed = [name for name in norms if not torch.equal(before[name], student.module.state_dict()[name])]
+    assert len(norms) > 4 and len(changed) == (len(norms) if live else 0)
+    assert not any(isinstance(one, LiveNorm) for one in student.module.modules())
+    assert not {name for name, _ in student.module.named_parameters()} & set(norms)
 
 
 def test_a_run_that_is_at_its_end_gives_the_same_student_again(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ pytest.importorskip("lightning_fabric", reason="needs lightning_fabric: pip inst
 
 from compress.pruning.pruned_networks import network  # noqa: E402
 from vitesse.cli import prune as command  # noqa: E402
-from vitesse.compress.pruning.job import prune_to  # noqa: E402
+from vitesse.compress.distillation.options import DistilOptions  # noqa: E402
+from vitesse.compress.pruning.job import _learning, prune_to  # noqa: E402
 from vitesse.errors import UsageError  # noqa: E402
 from vitesse.sources.trainable import open_trainable, save_trainable  # noqa: E402
+from vitesse.training.options import TrainOptions  # noqa: E402
 
 
 def options(*given: str) -> argparse.Namespace:
@@ -43,3 +45,9 @@ def test_taylor_scores_without_images_are_refused_with_the_way_out(tmp_path: Pat
     with pytest.raises(UsageError, match="no training images") as caught:
         prune_to(tmp_path / "out", job)
     assert "--method l1" in caught.value.fix and not (tmp_path / "out").exists()
+
+
+def test_norms_learn_again_where_a_device_sees_enough_images_at_once() -> None:
+    assert not _learning(DistilOptions(TrainOptions(steps=1, batch=15))).live_norms
+    assert _learning(DistilOptions(TrainOptions(steps=1, batch=16))).live_norms
+    assert not _learning(DistilOptions(TrainOptions(steps=1, batch=16, devices=2))).live_norms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vitesse.compress.distillation.tasks import make_task
 from vitesse.errors import UsageError
 from vitesse.progress import Progress
 from vitesse.sources.trainable import Trainable
+from vitesse.training.live_norm import live_norms
 from vitesse.training.loop import Trained, train
 from vitesse.training.source import BatchSource
 
@@ -59,6 +61,7 @@ def distil(
         field.name: getattr(options, field.name) for field in fields(options) if field.name != "train"
     }
     identity["data"] = data_sha256
-    trained = train(task, data, options.train, folder, score=score, progress=progress, identity=identity)
+    with live_norms(student.module) if options.live_norms else nullcontext():
+        trained = train(task, data, options.train, folder, score=score, progress=progress, identity=identity)
     student.module.eval()
     return trained

@@ -26,6 +26,8 @@ class DistilOptions:
         feature_weight: of the loss on the teacher's tokens, where `features`.
         smoothing: of a ViT's hard labels, from 0 to below 1: this share is spread over all classes.
         features: also imitate the teacher's inner tokens, through projections that are dropped afterwards.
+        live_norms: the frozen norms of a ResNet learn too (`training.live_norm`): where its channels were cut, and a
+            device sees 16 images or more at once.
 
     Raises:
         UsageError: a value is out of its range.
@@ -39,6 +41,7 @@ class DistilOptions:
     feature_weight: float = 1.0
     smoothing: float = 0.1
     features: bool = False
+    live_norms: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

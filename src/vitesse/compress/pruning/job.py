@@ -30,6 +30,8 @@ from vitesse.training.loop import Trained
 RECORD = "pruning.json"
 # Enough for the statistics of a feature map of a few cells, and few enough for large images.
 _IMAGES_AT_ONCE = 16
+# Of fewer images, means and variances are too uncertain to train by.
+_IMAGES_OF_A_NORM = 16
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,13 @@ def prune_to(out: Path, job: Job, *, progress: Progress | None = None) -> PruneR
     notes: tuple[str, ...] = ()
     if job.learning is not None:
         trained, notes = distil_from(
-            _data(job), original, pruned.trainable, job.learning, out, score=score, progress=progress
+            _data(job),
+            original,
+            pruned.trainable,
+            _learning(job.learning),
+            out,
+            score=score,
+            progress=progress,
         )
         if trained.score is not None:
             found["fine-tuned"] = trained.score
@@ -162,6 +170,11 @@ def _data(job: Job) -> Path:
             fix="or --method l1 without --finetune, which needs none",
         )
     return job.data
+
+
+def _learning(options: DistilOptions) -> DistilOptions:
+    """Norms that were measured on the whole network learn again, if batches are large enough to say what they see."""
+    return replace(options, live_norms=options.train.batch // options.train.devices >= _IMAGES_OF_A_NORM)
 
 
 def _record(job: Job, run: PruneRun) -> dict[str, object]:
