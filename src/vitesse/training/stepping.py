@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitesse.errors import VitesseError
 from vitesse.training.batch import Batch
+from vitesse.training.live_norm import LiveNorm
 from vitesse.training.optimiser import adamw
 from vitesse.training.options import TrainOptions
 from vitesse.training.task import Task
@@ -94,10 +95,9 @@ class Stepper:
         return step
 
     def _statistics(self) -> list[Tensor]:
-        """What a forward pass changes: the running statistics of batch norms; own networks have none."""
-        norms = (
-            one for one in self.task.student.modules() if isinstance(one, nn.modules.batchnorm._NormBase)
-        )
+        """What a forward pass changes: the running statistics of batch norms."""
+        kinds = (LiveNorm, nn.modules.batchnorm._NormBase)
+        norms = (one for one in self.task.student.modules() if isinstance(one, kinds))
         return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
     def _restore(self, statistics: list[Tensor]) -> None:
@@ -117,6 +117,8 @@ class Stepper:
                 with self.fabric.autocast():
                     losses = self.task.loss(some)
                 weighted = {name: loss.float() * (len(some) / images) for name, loss in losses.items()}
+                if start:
+                    self._keep_gradients()
                 self.fabric.backward(torch.stack(list(weighted.values())).sum())
                 for name, loss in weighted.items():
                     parts[name] = parts[name] + loss.detach() if name in parts else loss.detach()
@@ -127,6 +129,12 @@ class Stepper:
         if self.fabric.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
+
+    def _keep_gradients(self) -> None:
+        """What was added up so far must not lie where a recorded pass writes its gradients again."""
+        for parameter in self.learning:
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
 
     def _halve(self, tried: int, error: torch.OutOfMemoryError) -> None:
         if tried <= 1:

@@ -47,6 +47,27 @@ class Hinted(nn.Module):
         ]
 
 
+class Observed(nn.Module):
+    """A network that also tells its tokens: called, it returns its outputs, and behind them the tokens of each place.
+
+    Args:
+        network: with `Hinted`, its student's tokens come projected.
+        places: names of modules; those of the student, in a `Hinted`.
+    """
+
+    def __init__(self, network: nn.Module, places: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.places = network, tuple(places)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs and the tokens in the order of execution."""
+        hinted = self.network if isinstance(self.network, Hinted) else None
+        with outputs_of(hinted.student if hinted else self.network, self.places) as tokens:
+            answer = self.network(images)
+        outputs = answer if isinstance(answer, tuple) else (answer,)
+        return (*outputs, *(hinted.projected(tokens) if hinted else tokens))
+
+
 @contextmanager
 def outputs_of(network: nn.Module, places: Sequence[str]) -> Iterator[list[Tensor]]:
     """Collect, in the order of execution, what the modules at `places` return while the block runs."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from vitesse.compress.distillation.class_loss import hard_loss, soft_loss
-from vitesse.compress.distillation.hints import Hinted, hint_loss, hint_places, outputs_of
+from vitesse.compress.distillation.hints import Hinted, Observed, hint_loss, hint_places
 from vitesse.compress.distillation.matching import NotFinite
 from vitesse.compress.distillation.options import DistilOptions
 from vitesse.compress.distillation.set_loss import (
@@ -27,8 +28,10 @@ from vitesse.errors import DataError
 from vitesse.sources.trainable import Trainable
 from vitesse.training.batch import Batch
 from vitesse.training.options import TrainOptions
+from vitesse.training.recorded import Recorded
 
 Losses = Mapping[str, Tensor]
+Call = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -39,25 +42,27 @@ class Pupil:
         network: what is trained: the student, or the student with projections for features.
         teacher: None: ground truth alone.
         places: modules of teacher and student whose tokens are compared, both empty without features.
+        recorded: many batches of one shape will come: on a GPU the passes are recorded once and replayed.
     """
 
     network: nn.Module
     teacher: nn.Module | None
     places: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    recorded: bool = False
 
     @classmethod
     def of(cls, teacher: Trainable | None, student: Trainable, options: DistilOptions) -> Pupil:
         """Put them together as the options say."""
         if teacher is None:
-            return cls(student.module, None)
+            return cls(student.module, None, recorded=True)
         if not options.features:
-            return cls(student.module, teacher.module)
+            return cls(student.module, teacher.module, recorded=True)
         places = hint_places(teacher, student)
         widths = student.config.hidden, teacher.config.hidden
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.train.seed)  # a run that goes on begins with the same projections
             network = Hinted(student.module, places[1], widths)
-        return cls(network, teacher.module, places)
+        return cls(network, teacher.module, places, recorded=True)
 
     @property
     def frozen(self) -> Sequence[nn.Module]:
@@ -66,20 +71,25 @@ class Pupil:
 
     def answer(self, images: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """Return the student's outputs and its projected tokens."""
-        network = self.network
-        if not isinstance(network, Hinted):
-            return _outputs(network(images)), []
-        with outputs_of(network.student, self.places[1]) as tokens:
-            answer = network(images)
-        return _outputs(answer), network.projected(tokens)
+        return _split(self._student(images), len(self.places[1]))
 
     @torch.no_grad()
     def advice(self, images: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """Return the teacher's outputs and its tokens."""
+        return _split(self._teacher(images), len(self.places[0]))
+
+    @cached_property
+    def _student(self) -> Call:
+        return self._called(self.network, self.places[1])
+
+    @cached_property
+    def _teacher(self) -> Call:
         assert self.teacher is not None
-        with outputs_of(self.teacher, self.places[0]) as tokens:
-            answer = self.teacher(images)
-        return _outputs(answer), tokens
+        return self._called(self.teacher, self.places[0])
+
+    def _called(self, network: nn.Module, places: Sequence[str]) -> Call:
+        observed = Observed(network, places)
+        return Recorded(observed) if self.recorded else observed
 
 
 @dataclass(frozen=True)
@@ -207,8 +217,10 @@ def task_loss(trainable: Trainable) -> Callable[[nn.Module, Batch], Tensor]:
     return loss
 
 
-def _outputs(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return answer if isinstance(answer, tuple) else (answer,)
+def _split(found: tuple[Tensor, ...], places: int) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Outputs, and the tokens of as many places behind them."""
+    outputs = len(found) - places
+    return found[:outputs], list(found[outputs:])
 
 
 def _weighed(whose: str, parts: Losses, weight: float) -> Losses:
