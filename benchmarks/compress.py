@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     latency = commands.add_parser("latency")
     latency.add_argument("models", type=Path)
     latency.add_argument("--seconds", type=float, default=60.0)
+    latency.add_argument("--device", choices=["cpu", "cuda"], help="only there")
     for command in (train, latency):
         command.add_argument("--sources", type=Path, required=True)
         command.add_argument("--out", type=Path, default=RESULTS)
@@ -101,9 +102,10 @@ def train(options: argparse.Namespace) -> int:
 
 def latency(options: argparse.Namespace) -> int:
     """Race original and smaller networks."""
-    from compress_latency import measure
+    from compress_latency import RUNTIMES, measure
 
-    measure(options.models, options.sources, options.out, options.seconds)
+    devices = [options.device] if options.device else list(RUNTIMES)
+    measure(options.models, options.sources, options.out, options.seconds, devices)
     return 0
 
 
