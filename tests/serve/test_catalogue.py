@@ -41,27 +41,34 @@ def test_a_bad_request_gets_its_answer_and_the_next_good_one_too(live: Live, cas
     a_good_request_is_answered(live)
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["own threads", "workers"])
+def decoding(request: pytest.FixtureRequest) -> Iterator[Live]:
+    """A server that decodes pictures in threads of their own, and one whose workers do."""
+    with service_of(decode_in_worker=request.param) as service, running(service) as server:
+        yield server
+
+
 @pytest.mark.parametrize("name", catalogue_pictures.bad())
-def test_a_bad_picture_gets_its_answer_and_the_next_good_one_too(live: Live, name: str) -> None:
+def test_a_bad_picture_gets_its_answer_and_the_next_good_one_too(decoding: Live, name: str) -> None:
     bad = catalogue_pictures.bad()[name]
-    came = live.ask("POST", "/v1/classify", bad.body, Content_Type="image/jpeg")
+    came = decoding.ask("POST", "/v1/classify", bad.body, Content_Type="image/jpeg")
     assert came.status in bad.status, came.body
     assert set(came.json) == {"error", "code"}
     assert bad.text in came.json["error"]
-    a_good_request_is_answered(live)
+    a_good_request_is_answered(decoding)
 
 
 @pytest.mark.parametrize("name", catalogue_pictures.good())
-def test_a_picture_is_answered_as_a_plain_one_of_what_it_shows(live: Live, name: str) -> None:
+def test_a_picture_is_answered_as_a_plain_one_of_what_it_shows(decoding: Live, name: str) -> None:
     good = catalogue_pictures.good()[name]
-    came, plain = (live.ask("POST", "/v1/classify", body) for body in (good.body, good.shown))
+    came, plain = (decoding.ask("POST", "/v1/classify", body) for body in (good.body, good.shown))
     assert came.status == plain.status == 200, came.body
     assert (came.json["classes"], came.json["image"]) == (plain.json["classes"], plain.json["image"])
 
 
-def test_other_pictures_are_answered_otherwise(live: Live) -> None:
+def test_other_pictures_are_answered_otherwise(decoding: Live) -> None:
     scores = {
-        live.ask("POST", "/v1/classify", body).json["classes"][0]["score"]
+        decoding.ask("POST", "/v1/classify", body).json["classes"][0]["score"]
         for body in (
             pictures.encoded(catalogue_pictures.SCENE),
             pictures.encoded(255 - catalogue_pictures.SCENE),

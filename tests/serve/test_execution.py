@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs the server: pip install 'vitesse[serve]'")
 
+from serve.sessions import until
 from vitesse.serve.execution import Threads, execute
 from vitesse.serve.limits import Limits
 from vitesse.serve.refusals import Refusal
@@ -85,6 +86,65 @@ def test_feeds_made_by_a_thread_go_to_the_router_from_that_thread(threads: Threa
     assert ask(router, prepare, threads=threads) == "the answer"
     assert made_by == router.threads and made_by[0].startswith("vitesse-decode")
     assert router.works[0].feeds is FEEDS
+
+
+def test_feeds_that_a_worker_makes_are_made_when_it_says_so_and_for_the_release_that_it_runs() -> None:
+    router = Router("the answer")
+    assert (
+        ask(router, lambda: ({}, lambda release: {"images": np.full((1, 2), len(release))})) == "the answer"
+    )
+    work = router.works[0]
+    assert work.feeds == {} and work.items == 1
+    work.prepare(lambda: 0.0)
+    assert work.feeds["images"].tolist() == [[0, 0]], "the live release's, where no router says another"
+
+
+@pytest.mark.parametrize("made", [0, 1])
+def test_a_client_that_hangs_up_before_or_while_a_worker_makes_its_feeds_runs_nothing(made: int) -> None:
+    router, gone, calls = Router(), threading.Event(), list[str]()
+
+    def feeds_of(release: str) -> Any:
+        calls.append(release)
+        gone.set()
+        until(router.futures[0].cancelled)
+        return FEEDS
+
+    def worker() -> None:
+        until(lambda: bool(router.futures))
+        if not made:
+            gone.set()
+            until(router.futures[0].cancelled)
+        with pytest.raises(Refusal, match="hung up"):
+            router.works[0].prepare(lambda: 0.0)
+        ended.set()
+
+    ended = threading.Event()
+    thread = threading.Thread(target=worker)
+    thread.start()
+    with pytest.raises(Refusal, match="hung up"):
+        ask(router, lambda: ({}, feeds_of), gone=gone.is_set)
+    thread.join(30)
+    assert ended.is_set() and len(calls) == made and router.works[0].unfed
+
+
+def test_the_answer_is_read_on_the_thread_that_ended_the_run(threads: Threads) -> None:
+    read = list[Any]()
+    ended = lambda routed: read.append((routed, threading.current_thread().name))  # noqa: E731
+    assert ask(Router("the answer"), threads=threads, ended=ended) == "the answer"
+    assert read[0][0] == "the answer" and read[0][1].startswith("vitesse-decode")
+
+
+def test_an_answer_that_cannot_be_read_is_an_error() -> None:
+    def ended(routed: Any) -> None:
+        raise ZeroDivisionError("no such output")
+
+    with pytest.raises(ZeroDivisionError, match="no such output"):
+        ask(Router("the answer"), ended=ended)
+
+
+def test_a_failed_run_is_not_read() -> None:
+    with pytest.raises(Refusal, match="no room"):
+        ask(Router(Refusal(503, "queue_full", "no room")), ended=lambda routed: pytest.fail("read"))
 
 
 def test_without_threads_the_feeds_are_made_at_once() -> None:

@@ -12,6 +12,7 @@ from vitesse.serve.image_parts import (
     MOST_SCANS,
     MOST_SEGMENTS,
     check_parts,
+    stated_size,
 )
 from vitesse.serve.refusals import Refusal
 
@@ -76,6 +77,29 @@ def test_markers_inside_a_segment_are_data():
     data = encoded(scene(), "JPEG", progressive=True)
     comment = b"\xff\xda\x00\x02" * 1000
     check_parts(data[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + data[2:])
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_the_size_is_read_where_encoders_state_it_and_from_no_less_than_the_header(form):
+    data = encoded(scene(16, 12), form)
+    sizes = {stated_size(data[:length]) for length in range(len(data) + 1)}
+    assert stated_size(data) == (16, 12) and sizes == {None, (16, 12)}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        encoded(scene(), "BMP"),
+        png(0, 8),
+        png(8, 0),
+        of_filling(1),
+        pictures.jpeg_with_segments(40),
+        b"\xff\xd8" + b"\xff\xe0\x00\x00" * 1_000_000,
+    ],
+    ids=["other format", "no width", "no height", "filling", "behind many segments", "segments of no length"],
+)
+def test_a_size_that_does_not_stand_there_is_left_to_the_decoder(body):
+    assert stated_size(body) is None
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "WEBP"])

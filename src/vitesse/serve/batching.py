@@ -230,6 +230,8 @@ def items_of(work: Work, largest: int) -> int:
     Raises:
         Refusal: 400 where there are no feeds, they differ in their first axis, or it is not 1 to `largest`.
     """
+    if work.make is not None:
+        return 1
     lengths = {name: array.shape[0] if array.ndim else None for name, array in work.feeds.items()}
     if len(set(lengths.values())) != 1 or None in lengths.values():
         found = ", ".join(f"{name} {work.feeds[name].shape}" for name in lengths) or "none"

@@ -215,6 +215,12 @@ class Crew:
         with self._holding():
             self._refuse_running(works, refusal)
 
+    def unfed(self, work: Work, error: Exception) -> None:
+        """Answer work that was claimed with the error of making its feeds, which is no fault of the session."""
+        with self._holding():
+            self._tell(work.done.set_exception, error)
+            self._tell(self._observer.refused, error.code if isinstance(error, Refusal) else "internal")
+
     def limit(self) -> int:
         """Return how many items may run together; one number, read without the lock."""
         return self._batcher.max_items

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -14,7 +15,8 @@ from vitesse.serve.refusals import Refusal
 from vitesse.serve.work import Arrays, Executed, Work
 
 FeedsOf = Callable[[str], Arrays]
-# A request's feeds, and release → its own feeds where releases are not all fed alike.
+# A request's feeds, and release → its own feeds where releases are not all fed alike. Without feeds, each release's
+# worker makes those of the one item.
 Fed = tuple[Arrays, FeedsOf | None]
 _PATIENCE_S = 0.02
 Value = TypeVar("Value")
@@ -76,6 +78,7 @@ async def execute(
     timeout_s: float | None = None,
     request_id: str = "",
     threads: Threads | None = None,
+    ended: Callable[[Routed], object] | None = None,
 ) -> Routed:
     """Make the feeds of a request, run them and return the answer with who gave it.
 
@@ -84,6 +87,8 @@ async def execute(
             itself, without a turn of the event loop between; without threads it is called at once.
         arrived: seconds of `clock` when the request came.
         timeout_s: how long the client wants to wait for a worker; never more than the server's limit.
+        ended: is given the answer on the thread that ended the run, before the event loop hears of it; short, because
+            the worker's next run waits for it. What it raises is the request's answer.
 
     Raises:
         Refusal: what `prepare` and the router refuse; 504 "deadline" past `limits.request_s`; "cancelled" where the
@@ -94,7 +99,7 @@ async def execute(
     left = latest - clock()
     if left <= 0:
         raise _too_late(limits)
-    errand = _Errand(router, prepare, clock, queue_s, latest, request_id)
+    errand = _Errand(router, prepare, ended, clock, queue_s, latest, request_id)
     if threads is None:
         # After what has come together with it is read: a worker that wakes up in between would have to wait for the
         # interpreter's lock, and then this thread for the worker.
@@ -116,12 +121,13 @@ class _Errand:
         self,
         router: Submits,
         prepare: Callable[[], Fed],
+        ended: Callable[[Routed], object] | None,
         clock: Callable[[], float],
         patience_s: float,
         latest: float,
         request_id: str,
     ) -> None:
-        self._router, self._prepare, self._clock = router, prepare, clock
+        self._router, self._prepare, self._ended, self._clock = router, prepare, ended, clock
         self._patience_s, self._latest, self._request_id = patience_s, latest, request_id
         self._loop = asyncio.get_running_loop()
         self._given_up = self._told_it = False
@@ -136,13 +142,14 @@ class _Errand:
             feeds, feeds_of = self._prepare()
             now = self._clock()
             work = Work(feeds, now, min(now + self._patience_s, self._latest), self._request_id)
+            if not feeds and feeds_of is not None:
+                feeds_of = partial(self._while_wanted, feeds_of)
+                work.make = partial(feeds_of, "")
             if self._given_up:
                 return
             routed = self._router.submit(work, feeds_of)
         except BaseException as error:
-            refused: Future[Any] = Future()
-            refused.set_exception(error)
-            self._tell(refused)
+            self._tell(_failed(error))
             return
 
         def cancel() -> None:
@@ -151,7 +158,7 @@ class _Errand:
             work.done.cancel()
 
         self._cancel = cancel
-        routed.add_done_callback(self._tell)
+        routed.add_done_callback(self._end)
         if self._given_up:  # between the last look and here
             cancel()
 
@@ -163,6 +170,23 @@ class _Errand:
         self.answer.cancel()
         if self._cancel is not None:
             self._cancel()
+
+    def _while_wanted(self, feeds_of: FeedsOf, release: str) -> Arrays:
+        """Make feeds on a worker's thread; its run begins after that, and nothing else can take it back then."""
+        if self._given_up:
+            raise _cancelled()
+        feeds = feeds_of(release)
+        if self._given_up:
+            raise _cancelled()
+        return feeds
+
+    def _end(self, routed: Future[Any]) -> None:
+        if self._ended is not None and not routed.cancelled() and routed.exception() is None:
+            try:
+                self._ended(routed.result())
+            except Exception as error:
+                routed = _failed(error)
+        self._tell(routed)
 
     def _tell(self, ended: Future[Any]) -> None:
         if not self._loop.is_closed():
@@ -222,6 +246,12 @@ async def _gone(request: Request) -> None:
     """Return when the client has hung up; the body has been read, so that nothing else can come."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _failed(error: BaseException) -> Future[Any]:
+    failed: Future[Any] = Future()
+    failed.set_exception(error)
+    return failed
 
 
 def _too_late(limits: Limits) -> Refusal:

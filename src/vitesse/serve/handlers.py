@@ -195,14 +195,19 @@ async def _image(service: Service, request: Request, options: Mapping[str, Any])
             415, "unsupported", "Content-Encoding of an image; send the image file as it is, it is compressed"
         )
     sent = SentImage(service, await _body(request), options, drawn)
-    with service.places.taken():
-        routed = await _run(service, request, sent.feeds, arrived, threads=service.threads)
-        _stage(service, "decode", sent.decode_s)
-        before = service.clock()
+
+    def ended(routed: Routed) -> None:
         values = sum(array.size for array in routed.executed.outputs.values())
-        quick = not drawn and values <= _QUICK_READ
-        content, kind = sent.answer(routed) if quick else await service.threads.run(sent.answer, routed)
-    _stage(service, "output", service.clock() - before)
+        if not drawn and values <= _QUICK_READ:
+            sent.answer(routed)
+
+    with service.places.taken():
+        threads = None if service.decode_in_worker else service.threads
+        routed = await _run(service, request, sent.feeds, arrived, threads=threads, ended=ended)
+        _stage(service, "decode", sent.decode_s)
+        answered = sent.answered
+        content, kind = await service.threads.run(sent.answer, routed) if answered is None else answered
+    _stage(service, "output", sent.answer_s)
     return Response(content, media_type=kind, headers={"X-Served-By": routed.served_by})
 
 
@@ -231,6 +236,7 @@ async def _run(
     arrived: float,
     timeout_s: float | None = None,
     threads: Threads | None = None,
+    ended: Callable[[Routed], object] | None = None,
 ) -> Routed:
     routed = await execute(
         request,
@@ -242,6 +248,7 @@ async def _run(
         timeout_s=timeout_s,
         request_id=request.scope["state"].get("request_id", ""),
         threads=threads,
+        ended=ended,
     )
     request.scope["state"].update(served_by=routed.served_by, batch=routed.executed.batch)
     return routed

@@ -7,6 +7,7 @@ picture. Photographs have a few dozen of them; a hostile file of some kilobytes 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 
 from vitesse.serve.refusals import Refusal
@@ -21,9 +22,12 @@ MOST_SEGMENTS = 4096
 MOST_FILLING = 65_536
 # Encoders write about ten scans; each goes once more over all coefficients, 4 ms at 12 megapixels.
 MOST_SCANS = 64
+# A photograph's frame header is about the tenth segment; behind more of them the decoder finds it.
+_LOOKED_AT = 32
 
 _COMPRESSED = {b"zTXt", b"iTXt", b"iCCP"}
 _SCAN, _END = 0xDA, 0xD9
+_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0-15, without DHT, JPG and DAC
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}  # SOF2, SOF6, SOF10, SOF14 (ITU-T T.81, table B.1)
 # Leaves out what may come a million times: stuffed and filling bytes, and markers without a length (TEM, RST0-7, SOI).
 # One byte of 0xFF, not a run of them: from every byte of a long run a pattern for runs would walk to its end.
@@ -43,6 +47,27 @@ def check_parts(body: bytes) -> None:
         _check_chunks(body)
     elif body.startswith(b"\xff\xd8"):
         _check_segments(body)
+
+
+def stated_size(body: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) that a PNG or JPEG file states near its beginning, in microseconds.
+
+    None for other formats, for no pixels at all (damaged, or lines that are told behind the first scan), and where it
+    stands elsewhere than encoders put it: a decoder has to look then.
+    """
+    if body[:4] == b"\x89PNG" and body[12:16] == b"IHDR" and len(body) >= 24:
+        width, height = struct.unpack_from(">II", body, 16)
+        return (width, height) if width and height else None
+    place = 2
+    for _ in range(_LOOKED_AT if body[:2] == b"\xff\xd8" else 0):
+        found = _MARKER.match(body, place)
+        if found is None or len(body) < place + 9:
+            return None
+        if found[1][0] in _FRAMES:  # its length, the bits of a sample, the lines, the samples of a line
+            height, width = struct.unpack_from(">HH", body, place + 5)
+            return (width, height) if width and height else None
+        place += 2 + int.from_bytes(body[place + 2 : place + 4], "big")
+    return None
 
 
 def _check_chunks(body: bytes) -> None:

@@ -30,7 +30,7 @@ from vitesse.data.images import (
 from vitesse.data.preprocess import feeds, place
 from vitesse.data.scaling import Size
 from vitesse.errors import DataError
-from vitesse.serve.image_parts import check_parts
+from vitesse.serve.image_parts import check_parts, stated_size
 from vitesse.serve.limits import Limits
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.work import Arrays
@@ -135,6 +135,20 @@ def picture_of(body: bytes, limits: Limits, *, reduced_for: ModelSpec | None = N
             {"Retry-After": "1"},
         ) from error
     return Picture(pixels, pixels.shape[:2])
+
+
+def check_header(body: bytes, limits: Limits) -> None:
+    """Refuse what its first bytes say is no picture, or one of a wrong size: no decoder is asked, no thread needed.
+
+    What passes may still be refused by `picture_of`, which has the last word on the size as well.
+
+    Raises:
+        Refusal: 400 "bad_image", 413 "too_large" or 415 "unsupported", as `pixels_of`.
+    """
+    _kind(body)
+    size = stated_size(body)
+    if size is not None:
+        _check_size(size, limits)
 
 
 def feeds_of(pixels: Sequence[Pixels], spec: ModelSpec) -> Arrays:

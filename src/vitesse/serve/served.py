@@ -260,6 +260,8 @@ def _service(
         releases=_Operator(router) if REFERENCE in variants else None,
         keys=options.access.clients,
         admin_keys=options.access.admin,
+        # A GPU must not wait for a decoder, and a batch for images of unknown shapes.
+        decode_in_worker=room.max_items == 1 and live.artifact.backend not in GPUS,
         specs={key: variant.artifact.spec for key, variant in variants.items()},
         allow_nonfinite=options.allow_nonfinite,
         fast_decode=options.fast_decode,

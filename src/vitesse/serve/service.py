@@ -78,6 +78,7 @@ class Service:
         not_ready: a reason beside `readiness`, such as no worker left, "" for none.
         keys, admin_keys: None leaves the door open, or the admin routes away.
         specs: release → its spec, where one is fed or read otherwise than `spec` says.
+        decode_in_worker: an image is decoded by the worker that runs it, else by `threads` before it is queued.
         allow_nonfinite: NaN and infinity in v2 inputs are taken. fast_decode: JPEGs at a reduced scale.
         clock: seconds, monotonic.
     """
@@ -100,6 +101,7 @@ class Service:
     keys: Keys | None = None
     admin_keys: Keys | None = None
     specs: Mapping[str, ModelSpec] = field(default_factory=dict)
+    decode_in_worker: bool = False
     allow_nonfinite: bool = False
     fast_decode: bool = False
     clock: Callable[[], float] = time.monotonic

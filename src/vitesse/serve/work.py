@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -41,25 +41,45 @@ class Work:
     Args:
         arrived, deadline: seconds of the server's clock (monotonic); after the deadline it is never executed.
         request_id: for logs.
+        make: makes the feeds of one item, which are {} before; called on the worker's thread right before the run. Such
+            work shares no batch, because nobody knows its shapes yet.
+
+    Attributes:
+        made_s: seconds that `make` took. unfed: it has failed, which says nothing about what would have run the work.
     """
 
     feeds: Arrays
     arrived: float
     deadline: float
     request_id: str = ""
+    make: Callable[[], Arrays] | None = None
     done: Future[Executed] = field(default_factory=Future)
+    made_s: float = field(default=0.0, init=False)
+    unfed: bool = field(default=False, init=False)
 
     @property
     def items(self) -> int:
         """How many items it has."""
+        if self.make is not None:
+            return 1
         return int(next(iter(self.feeds.values())).shape[0])
 
     @property
     def key(self) -> Key:
         """What work must share to run in one batch."""
+        if self.make is not None:
+            return ((f"work {id(self)}", "", ()),)
         return tuple(
             (name, array.dtype.name, tuple(array.shape[1:])) for name, array in sorted(self.feeds.items())
         )
+
+    def prepare(self, clock: Callable[[], float]) -> None:
+        """Make the feeds, where they are still to be made; raises what `make` raises."""
+        if self.make is None:
+            return
+        began, self.unfed = clock(), True
+        self.feeds = self.make()
+        self.made_s, self.unfed, self.make = clock() - began, False, None
 
 
 class Executor(Protocol):

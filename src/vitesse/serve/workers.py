@@ -79,6 +79,10 @@ class Desk(Protocol):
         """Refuse works that were claimed."""
         ...
 
+    def unfed(self, work: Work, error: Exception) -> None:
+        """Answer work that was claimed with the error of making its feeds."""
+        ...
+
     def limit(self) -> int:
         """Return how many items may run together."""
         ...
@@ -160,12 +164,27 @@ class Worker:
         waiting = deque(_groups(batch.works, self._desk.limit()))
         while waiting:
             works = waiting.popleft()
+            if not self._fed(works):
+                continue
             try:
                 self._run(session, works)
             except (Abandoned, SessionLost):
                 raise
             except Exception as error:
                 waiting.extendleft(reversed(self._in_time(self._after(works, error))))
+
+    def _fed(self, works: Sequence[Work]) -> bool:
+        """Make feeds that are still to be made; False where that has failed, or it is too late to run them."""
+        work = works[0]
+        if work.make is None:  # and so have the others: what is still to be made comes alone
+            return True
+        try:
+            work.prepare(self._desk.clock)
+        except Exception as error:
+            self._desk.claim(self, works)
+            self._desk.unfed(work, error)
+            return False
+        return bool(self._in_time([[work]]))
 
     def _run(self, session: Session, works: Sequence[Work]) -> None:
         items = sum(work.items for work in works)
@@ -179,7 +198,7 @@ class Worker:
             outputs, device_ms = split(outcome.outputs, [work.items for work in works]), outcome.device_ms
         infer_s = self._desk.clock() - start
         answers = [
-            Executed(own, start - work.arrived, infer_s, items, self.index, device_ms)
+            Executed(own, start - work.arrived - work.made_s, infer_s, items, self.index, device_ms)
             for work, own in zip(works, outputs, strict=True)
         ]
         self._desk.executed(self, works, answers)

@@ -379,3 +379,55 @@ def test_each_release_gets_the_feeds_it_takes() -> None:
     work = Work({"x": small}, 0.0, 2000.0)
     routed = bench.router.submit(work, lambda name: {"x": large if name == "reference" else small}).result(0)
     assert routed.executed.outputs["y"].shape == (1, 4)
+
+
+def of_release(name: str) -> Arrays:
+    """Feeds that say for whom they were made."""
+    return {"x": np.full((1, 2), len(name), np.float32)}
+
+
+def unmade(bench: Bench) -> Work:
+    return Work({}, bench.clock.now, bench.clock.now + 5, make=lambda: of_release(""))
+
+
+def fed(bench: Bench, name: str) -> Callable[[Work], None]:
+    """As a worker does: the feeds are made right before the run."""
+
+    def act(work: Work) -> None:
+        assert work.feeds == {} or work.make is not None
+        work.prepare(bench.clock)
+        bench.fakes[name].finish(work)
+
+    return act
+
+
+def test_feeds_that_workers_make_are_made_for_the_release_that_runs_and_for_each_copy() -> None:
+    bench = Bench(compare=True)
+    for name in ("fast", "reference"):
+        bench.fakes[name].act = fed(bench, name)
+    routed = bench.router.submit(unmade(bench), of_release).result(0)
+    assert routed.executed.outputs["y"].tolist() == [[8.0, 8.0]], "made for `fast`"
+    (copy,) = bench.fakes["reference"].taken
+    assert copy.feeds["x"].tolist() == [[9.0, 9.0]], "made for `reference`"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Refusal(400, "bad_image", "no picture"), Refusal(503, "backend", "no memory"), ZeroDivisionError()],
+)
+def test_feeds_that_cannot_be_made_are_no_fault_of_the_release(error: Exception) -> None:
+    def no_feeds(release: str) -> Arrays:
+        raise error
+
+    def act(work: Work) -> None:
+        with pytest.raises(type(error)) as caught:
+            work.prepare(bench.clock)
+        work.done.set_exception(caught.value)
+
+    bench = Bench()
+    bench.fakes["fast"].act = act
+    for _ in range(8):
+        assert bench.router.submit(unmade(bench), no_feeds).exception(0) is error
+    assert not bench.fakes["reference"].taken and not bench.heard.breaker
+    bench.fakes["fast"].act = None
+    assert bench.served_by() == "fast"

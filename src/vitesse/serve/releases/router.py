@@ -93,9 +93,10 @@ class Router:
         """Run work; the future ends in any case, with `Routed` or a Refusal. Cancelling it cancels work not begun.
 
         Args:
-            feeds_of: release → the same request's feeds as that release takes them; needed only where one is fed
-                otherwise than the live release, such as with smaller images. Without it a release that does not
-                take these feeds is passed over: another one answers, and no copy is run.
+            feeds_of: release → the same request's feeds as that release takes them; needed where one is fed
+                otherwise than the live release, such as with smaller images, and for work whose feeds its worker
+                makes. Without it a release that does not take these feeds is passed over: another one answers, and
+                no copy is run.
 
         Raises:
             Refusal: 503 "queue_full" at once, as the executor that was to run it; "not_ready": none takes the feeds.
@@ -152,13 +153,13 @@ class _Flight:
         self._sampler, self._observer = router._sampler, router._observer
         self._control, self._reference = router.control, router.control.reference
         self._running = work
+        self._unmade = work.make is not None
         self._failed: Outcome | None = None
         self.answer: Future[Routed] = Future()
 
     def start(self) -> None:
         """Submit it to the release that the plan names."""
-        if self._feeds_of is not None:
-            self._work.feeds = self._feeds_of(self._plan.release)
+        self._feed(self._work, self._plan.release)
         try:
             self._router.run(self._plan.release, self._work, self._ended)
         except BaseException:
@@ -180,7 +181,7 @@ class _Flight:
             release = self._plan.release if self._failed is None else self._reference
             error = done.exception()
             executed = None if error is not None else done.result()
-            failed = self._judged(release, self._running.feeds, executed, error)
+            failed = self._judged(release, self._running, executed, error)
             if failed is None and executed is not None:
                 self._succeeded(release, executed)
             elif failed is None:
@@ -195,15 +196,15 @@ class _Flight:
             raise
 
     def _judged(
-        self, release: str, feeds: Arrays, executed: Executed | None, error: BaseException | None
+        self, release: str, work: Work, executed: Executed | None, error: BaseException | None
     ) -> Outcome | None:
         """Return what the release did wrong; None where it did nothing wrong."""
         if executed is None:
             fault = not isinstance(error, Refusal) or error.code in _FAULTS
-            return Outcome(Kind.ERROR, str(error)) if fault else None
+            return Outcome(Kind.ERROR, str(error)) if fault and not work.unfed else None
         broken = _nonfinite(executed.outputs)
         # NaN from NaN is no fault of the release; the feeds are looked at in this rare case only.
-        if not broken or _nonfinite(feeds):
+        if not broken or _nonfinite(work.feeds):
             return None
         self._observer.nonfinite(release)
         return Outcome(Kind.NONFINITE, f"the output {broken!r} of {release} holds NaN or Inf")
@@ -260,8 +261,18 @@ class _Flight:
             self._control.record_probe(self._plan.copy_to, None, None)
 
     def _copied(self, release: str, deadline: float) -> Work:
-        feeds = self._work.feeds if self._feeds_of is None else self._feeds_of(release)
-        return Work(feeds, self._router._clock(), deadline, self._work.request_id)
+        copy = Work(self._work.feeds, self._router._clock(), deadline, self._work.request_id)
+        self._feed(copy, release)
+        return copy
+
+    def _feed(self, work: Work, release: str) -> None:
+        """Give work what a release is fed with: now, or on its worker's thread where the request's work is such."""
+        if self._feeds_of is None:
+            return
+        if self._unmade:
+            work.make = partial(self._feeds_of, release)
+        else:
+            work.feeds = self._feeds_of(release)
 
     def _copy(self, served_by: str, executed: Executed) -> None:
         """Run copies where the plan or the sampler wants some: a probe, a shadow, the reference for comparison."""
@@ -295,7 +306,7 @@ class _Flight:
                 return
             error = done.exception()
             executed = None if error is not None else done.result()
-            failed = self._judged(target, copy.feeds, executed, error)
+            failed = self._judged(target, copy, executed, error)
             if target == self._reference:
                 if executed is not None and failed is None:
                     self._compared_with_reference(release, served, executed)
