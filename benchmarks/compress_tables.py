@@ -81,9 +81,17 @@ def training_lines(rows: Sequence[Results]) -> Iterator[str]:
         change = "" if row is first else f"{row['score'] - first['score']:+.2f}"
         share = f"{row['flops'] / 1e6:.0f} M, {row['flops'] / first['flops']:.0%}"
         length = f"{row['steps']} | {row['seconds']:.0f} s" if "steps" in row else "|"
-        stopped = f" (stopped: {row['stopped']})" if row.get("stopped") else ""
+        stopped = f" (stopped: {row['stopped']})" if row.get("stopped") else kept(row)
         parameters = f"{row['parameters'] / 1e6:.2f} M"
         yield f"| {row['name']}{stopped} | {row['score']:.2f} | {change} | {share} | {parameters} | {length} |"
+
+
+def kept(row: Results) -> str:
+    """Say where training made a network worse: the weights that it began with are kept, and their score is shown."""
+    end = row["curve"][-1][2] if row.get("curve") else row["score"]
+    return (
+        f" (its end scored {end:.2f}; the weights it began with stay)" if end < row["score"] - 0.005 else ""
+    )
 
 
 def latency_table(found: Results) -> str:

@@ -72,6 +72,17 @@ def test_a_training_that_stopped_early_says_so(table: ModuleType, tmp_path: Path
     assert "(stopped: the loss is nan)" in table.tables(keep(tmp_path, vit=found))["vit"]
 
 
+def test_a_training_that_made_the_network_worse_says_whose_score_is_shown(
+    table: ModuleType, tmp_path: Path
+) -> None:
+    found = training("trained on labels alone", 80.0)
+    found["rows"][2]["curve"] = [[0, 1.0, 80.0], [700, 60.4, 78.123]]
+    said = "(its end scored 78.12; the weights it began with stay)"
+    assert said in table.tables(keep(tmp_path, detr=found))["detr"]
+    found["rows"][2]["curve"][1][2] = 80.0
+    assert said[1:4] not in table.tables(keep(tmp_path, detr=found))["detr"]
+
+
 def test_three_students_stand_in_one_table_only_when_both_were_trained(
     table: ModuleType, tmp_path: Path
 ) -> None:
