@@ -51,7 +51,7 @@ class Case:
 CASES: Mapping[str, Case] = {
     "vit": Case("vit", rate=1e-3, batch=512, share=0.5, feature_weight=1.0),
     # Whole blocks of 16 channels and half of the decoder: what a CPU turns into speed (docs/compress.md).
-    "detr": Case("detr", 5e-4, 128, share=0.6, multiple=16, decoder_layers=3, feature_weight=5.0),
+    "detr": Case("detr", 1e-3, 256, share=0.6, multiple=16, decoder_layers=3, feature_weight=5.0),
     "student": Case("detr", 3e-4, 128, feature_weight=1.0),
     "student_labels": Case("detr", 3e-4, 128, taught=False),
 }

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn", reason="needs the server: pip install 'vitesse[serve]'")
 
 from serve import pictures
-from serve.serving import PICTURES, Live, running, service_of
+from serve.serving import PICTURES, Live, artifact, running, service_of
 from vitesse.serve import images, sent_image
 from vitesse.serve.sent_image import SentImage
 
@@ -100,3 +102,18 @@ def test_no_memory_for_a_picture_is_a_503_of_its_own(live: Live, monkeypatch: py
     monkeypatch.setattr(images, "rgb_pixels", none_left)
     came = live.ask("POST", "/v1/classify", PICTURE)
     assert came.status == 503 and "no memory to decode" in came.json["error"]
+
+
+def test_copies_for_other_releases_are_made_without_decoding_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = artifact().spec
+    small = replace(spec, preprocessing=replace(spec.preprocessing, size=(20, 24)))
+    specs = {"live": spec, "reference": spec, "small": small}
+    with service_of(max_items=1, decode_in_worker=True, specs=specs) as service:
+        decoded = named(monkeypatch, sent_image, "picture_of")
+        nothing, feeds_of = SentImage(service, PICTURE, {"top": 5}, False).feeds()
+        assert nothing == {} and not decoded and feeds_of is not None
+        live, reference, other = (feeds_of(name)["images"] for name in ("live", "reference", "small"))
+    assert len(decoded) == 1 and other.shape == (1, 3, 20, 24)
+    assert reference is live
+    expected = images.feeds_of([images.picture_of(PICTURE, service.limits).pixels], spec)["images"]
+    np.testing.assert_array_equal(live, expected)

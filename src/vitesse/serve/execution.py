@@ -18,7 +18,7 @@ FeedsOf = Callable[[str], Arrays]
 # A request's feeds, and release → its own feeds where releases are not all fed alike. Without feeds, each release's
 # worker makes those of the one item.
 Fed = tuple[Arrays, FeedsOf | None]
-_PATIENCE_S = 0.02
+_PATIENCE_S = 0.1
 Value = TypeVar("Value")
 
 

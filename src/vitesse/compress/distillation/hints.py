@@ -3,47 +3,35 @@
     student's tokens ─▶ LayerNorm ─▶ learned projection ─┐
     teacher's tokens ─▶ LayerNorm ───────────────────────┴▶ mean squared error
 
-Tokens of a convolution are its pixels. The norms, without weights, make tokens of any layer comparable. The projection
-bridges other widths; it stands beside the student while that is trained, and is dropped with `Hinted`.
+The norms, without weights, make tokens of any layer comparable. The projection bridges other widths; it stands beside
+the student while that is trained, and is dropped with `Hinted`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitesse.errors import UsageError
-from vitesse.sources.detr import BODY, DETRConfig
+from vitesse.sources.detr import DETRConfig
 from vitesse.sources.trainable import Trainable
 from vitesse.sources.vit import ViTConfig
-
-_MEMORY = "transformer.encoder"
-
-
-@dataclass(frozen=True)
-class Hint:
-    """Tokens that are compared: of which module of the teacher, and of the student; widths of student and teacher."""
-
-    teacher: str
-    student: str
-    widths: tuple[int, int]
 
 
 class Hinted(nn.Module):
     """A student and the projections of its tokens; called, it is the student alone."""
 
-    def __init__(self, student: nn.Module, hints: Sequence[Hint]) -> None:
-        """Project from the student's to the teacher's width, at first as it is where these are equal."""
+    def __init__(self, student: nn.Module, places: Sequence[str], widths: tuple[int, int]) -> None:
+        """Project the outputs of the modules at `places` from the student's to the teacher's width."""
         super().__init__()
-        self.student = student
-        self.projections = nn.ModuleList(nn.Linear(*hint.widths) for hint in hints)
-        for hint, projection in zip(hints, self.projections, strict=True):
-            if hint.widths[0] == hint.widths[1]:
+        self.student, self.places = student, tuple(places)
+        self.projections = nn.ModuleList(nn.Linear(*widths) for _ in places)
+        if widths[0] == widths[1]:
+            for projection in self.projections:
                 nn.init.eye_(projection.weight)  # type: ignore[arg-type]
                 nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
 
@@ -82,14 +70,11 @@ class Observed(nn.Module):
 
 @contextmanager
 def outputs_of(network: nn.Module, places: Sequence[str]) -> Iterator[list[Tensor]]:
-    """Collect, in the order of execution, the tokens that the modules at `places` return while the block runs.
-
-    Each (batch, tokens, width).
-    """
+    """Collect, in the order of execution, what the modules at `places` return while the block runs."""
     found: list[Tensor] = []
     handles = [
         network.get_submodule(place).register_forward_hook(
-            lambda _module, _inputs, output: found.append(_tokens(output))
+            lambda _module, _inputs, output: found.append(output)
         )
         for place in places
     ]
@@ -114,11 +99,10 @@ def normalised(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
-def hints_of(teacher: Trainable, student: Trainable) -> tuple[Hint, ...]:
-    """Return which tokens are compared.
+def hint_places(teacher: Trainable, student: Trainable) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return whose tokens are compared: modules of the teacher, and modules of the student.
 
-    ViT: those after every block of the student but the last, with the block that is as deep in the teacher; DETR: the
-    pixels of the backbone's stages, and the memory.
+    ViT: after every block of the student but the last, the block that is as deep in the teacher; DETR: the memory.
 
     Raises:
         UsageError: the two cut images into other tokens, or there is no such block.
@@ -133,24 +117,15 @@ def hints_of(teacher: Trainable, student: Trainable) -> tuple[Hint, ...]:
                 expected="two blocks or more in each: what the last one gives goes to the classes alone",
                 fix="distil without features",
             )
-        last, widths = one.layers - 1, (other.hidden, one.hidden)
+        last = one.layers - 1
         depths = [min(last, -(-i * one.layers // other.layers)) for i in range(1, other.layers)]
-        return tuple(Hint(f"blocks.{depth - 1}", f"blocks.{i}", widths) for i, depth in enumerate(depths))
+        return tuple(f"blocks.{depth - 1}" for depth in depths), tuple(
+            f"blocks.{i}" for i in range(len(depths))
+        )
     assert isinstance(one, DETRConfig) and isinstance(other, DETRConfig)
-    if (one.stride, one.dilation) != (other.stride, other.dilation):
+    if one.stride != other.stride:
         raise _other_tokens(f"one per {one.stride} pixels", f"one per {other.stride}")
-    stages = [
-        (f"{BODY}layer{stage + 1}", other.channels[stage], one.channels[stage])
-        for stage in range(len(one.channels))
-    ]
-    pixels = [
-        Hint(name, name, (other.units(name, small), one.units(name, large))) for name, small, large in stages
-    ]
-    return (*pixels, Hint(_MEMORY, _MEMORY, (other.hidden, one.hidden)))
-
-
-def _tokens(output: Tensor) -> Tensor:
-    return output.flatten(2).transpose(1, 2) if output.ndim == 4 else output
+    return ("transformer.encoder",), ("transformer.encoder",)
 
 
 def _other_tokens(one: str, other: str) -> UsageError:

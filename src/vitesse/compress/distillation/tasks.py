@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitesse.compress.distillation.class_loss import hard_loss, soft_loss
-from vitesse.compress.distillation.hints import Hint, Hinted, Observed, hint_loss, hints_of
+from vitesse.compress.distillation.hints import Hinted, Observed, hint_loss, hint_places
 from vitesse.compress.distillation.matching import NotFinite
 from vitesse.compress.distillation.options import DistilOptions
 from vitesse.compress.distillation.set_loss import (
@@ -41,13 +41,13 @@ class Pupil:
     Args:
         network: what is trained: the student, or the student with projections for features.
         teacher: None: ground truth alone.
-        hints: the tokens that are compared, none without features.
+        places: modules of teacher and student whose tokens are compared, both empty without features.
         recorded: many batches of one shape will come: on a GPU the passes are recorded once and replayed.
     """
 
     network: nn.Module
     teacher: nn.Module | None
-    hints: tuple[Hint, ...] = ()
+    places: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     recorded: bool = False
 
     @classmethod
@@ -57,11 +57,12 @@ class Pupil:
             return cls(student.module, None, recorded=True)
         if not options.features:
             return cls(student.module, teacher.module, recorded=True)
-        hints = hints_of(teacher, student)
+        places = hint_places(teacher, student)
+        widths = student.config.hidden, teacher.config.hidden
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.train.seed)  # a run that goes on begins with the same projections
-            network = Hinted(student.module, hints)
-        return cls(network, teacher.module, hints, recorded=True)
+            network = Hinted(student.module, places[1], widths)
+        return cls(network, teacher.module, places, recorded=True)
 
     @property
     def frozen(self) -> Sequence[nn.Module]:
@@ -70,21 +71,21 @@ class Pupil:
 
     def answer(self, images: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """Return the student's outputs and its projected tokens."""
-        return _split(self._student(images), len(self.hints))
+        return _split(self._student(images), len(self.places[1]))
 
     @torch.no_grad()
     def advice(self, images: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """Return the teacher's outputs and its tokens."""
-        return _split(self._teacher(images), len(self.hints))
+        return _split(self._teacher(images), len(self.places[0]))
 
     @cached_property
     def _student(self) -> Call:
-        return self._called(self.network, [hint.student for hint in self.hints])
+        return self._called(self.network, self.places[1])
 
     @cached_property
     def _teacher(self) -> Call:
         assert self.teacher is not None
-        return self._called(self.teacher, [hint.teacher for hint in self.hints])
+        return self._called(self.teacher, self.places[0])
 
     def _called(self, network: nn.Module, places: Sequence[str]) -> Call:
         observed = Observed(network, places)
@@ -159,7 +160,7 @@ class DETRTask:
         taught = self.pupil.teacher is not None
         sources = ["truth"] * self.options.labels + ["teacher"] * taught
         return [f"{source}_{part}" for source in sources for part in PARTS] + ["features"] * bool(
-            self.pupil.hints
+            self.pupil.places[0]
         )
 
     def _parts(self, batch: Batch, found: Queries, tokens: Sequence[Tensor]) -> Losses:
