@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from vitesse._version import __version__
 from vitesse.backends import GPUS
 from vitesse.serve.execution import Fed, Routed, Threads, execute
+from vitesse.serve.http_limits import header_of
 from vitesse.serve.protocol import (
     HEADER_LENGTH,
     InferRequest,
@@ -37,6 +38,7 @@ from vitesse.serve.work import Arrays
 # body in JSON, and of one with binary tensors; values of outputs to write in JSON, and to read as boxes or classes.
 _QUICK_JSON, _QUICK_BINARY = 16 * 1024, 2 * 2**20
 _QUICK_WRITTEN, _QUICK_READ = 2048, 4096
+_HEADER_LENGTH, _ENCODING = HEADER_LENGTH.lower().encode(), b"content-encoding"
 _TRUE, _FALSE = {"1", "true", "yes"}, {"", "0", "false", "no"}
 
 
@@ -111,8 +113,8 @@ async def infer(service: Service, request: Request) -> Response:
     arrived = service.clock()
     _check_model(service, request)
     service.check_ready()
-    header = request.headers.get(HEADER_LENGTH)
-    encoding = request.headers.get("content-encoding")
+    header = header_of(request.scope, _HEADER_LENGTH)
+    encoding = header_of(request.scope, _ENCODING)
     # Nothing else keeps the parts: a request that waits would take twice its size.
     body = in_one_piece(await _parts(request), header) if encoding is None else await _body(request)
     with service.places.taken():
@@ -190,7 +192,7 @@ async def _image(service: Service, request: Request, options: Mapping[str, Any])
     arrived = service.clock()
     drawn = _flag(request, "draw")
     service.check_ready()
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if header_of(request.scope, _ENCODING) not in (None, "identity"):
         raise Refusal(
             415, "unsupported", "Content-Encoding of an image; send the image file as it is, it is compressed"
         )
@@ -284,8 +286,13 @@ def _stage(service: Service, name: str, seconds: float) -> None:
     service.tally.stage("compute_output" if name == "output" else "compute_input", seconds)
 
 
+def _asked_for(request: Request, name: str) -> str | None:
+    """Return what the query says; most have none, and need not be parsed."""
+    return request.query_params.get(name) if request.scope["query_string"] else None
+
+
 def _number(request: Request, name: str, default: float, least: float, most: float) -> float:
-    text = request.query_params.get(name)
+    text = _asked_for(request, name)
     if text is None:
         return default
     try:
@@ -300,7 +307,7 @@ def _number(request: Request, name: str, default: float, least: float, most: flo
 
 
 def _flag(request: Request, name: str) -> bool:
-    text = request.query_params.get(name, "").lower()
+    text = (_asked_for(request, name) or "").lower()
     if text not in _TRUE | _FALSE:
         raise Refusal(400, "bad_request", f"{name} is {text[:40]!r}; expected 1 or 0")
     return text in _TRUE

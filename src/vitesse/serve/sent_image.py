@@ -75,8 +75,7 @@ class SentImage:
         self._body = b""
         # 12 megapixels are 36 MB, for each request that waits: kept only where somebody needs them.
         self._shown = picture if self._drawn else picture.extent
-        alike = all(spec.preprocessing == service.spec.preprocessing for spec in service.specs.values())
-        self._picture = None if alike else picture
+        self._picture = None if service.fed_alike else picture
         self.decode_s = service.clock() - began
 
     def answer(self, routed: Routed) -> tuple[bytes, str]:

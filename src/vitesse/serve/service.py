@@ -81,6 +81,9 @@ class Service:
         decode_in_worker: an image is decoded by the worker that runs it, else by `threads` before it is queued.
         allow_nonfinite: NaN and infinity in v2 inputs are taken. fast_decode: JPEGs at a reduced scale.
         clock: seconds, monotonic.
+
+    Attributes:
+        fed_alike: one image is the same feeds for all releases.
     """
 
     signature: Signature
@@ -106,9 +109,12 @@ class Service:
     fast_decode: bool = False
     clock: Callable[[], float] = time.monotonic
     readiness: Readiness = field(init=False)
+    fed_alike: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.metrics)
+        rules = self.spec.preprocessing
+        self.fed_alike = all(spec.preprocessing == rules for spec in self.specs.values())
 
     def unready(self) -> str:
         """Return why requests are not taken; "" when they are."""
