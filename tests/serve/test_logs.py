@@ -40,6 +40,38 @@ def test_a_request_is_one_line_of_json(written):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("batch", [None, 4])
+@pytest.mark.parametrize("served_by", [None, 'a "quoted" release', "Basic s3cret-key"])
+@pytest.mark.parametrize("name", ["abc", 'bearer s3cret-key "\\ü'])
+def test_the_line_of_an_answered_request_is_that_of_any_record(written, name, served_by, batch):
+    known = {"served_by": served_by, "batch": batch}
+    logs.log_request(name, "/v1/detect", 200, 0.01234, **known)
+    logs.log_request(name, "/v1/detect", 200, 0.01234, **known, text="answered")
+    short, long = written()
+    assert list(short) == list(long), "the fields in their order"
+    del short["time"], long["time"]
+    assert short == long
+    assert "s3cret" not in json.dumps(short)
+
+
+def test_a_logger_with_other_handlers_gets_a_record_for_each_answered_request(written):
+    seen = []
+
+    class Other(logging.Handler):
+        def emit(self, record):
+            seen.append((record.request_id, record.status, record.getMessage()))
+
+    logging.getLogger(logs.NAME).handlers = [Other()]
+    logs.log_request("abc", "/v1/detect", 200, 0.01)
+    assert seen == [("abc", 200, "answered")]
+
+
+def test_answered_requests_are_left_out_where_the_level_leaves_them_out(written):
+    logging.getLogger(logs.NAME).setLevel(logging.WARNING)
+    logs.log_request("abc", "/v1/detect", 200, 0.01)
+    assert written() == []
+
+
 @pytest.mark.parametrize(
     ("status", "level"), [(200, "INFO"), (400, "WARNING"), (503, "WARNING"), (500, "ERROR"), (504, "ERROR")]
 )

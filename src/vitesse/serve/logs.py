@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, TextIO
 
 NAME: Final = "vitesse.serve"
@@ -39,10 +40,7 @@ class JsonLines(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
-        line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-        }
+        line: dict[str, object] = {"time": _at(record.created), "level": record.levelname}
         for name in FIELDS:
             value = getattr(record, name, None)
             if value is not None:
@@ -52,7 +50,7 @@ class JsonLines(logging.Formatter):
 
 
 class _InBatches(logging.StreamHandler[TextIO]):
-    """Writes the lines of answered requests together, at most `LATE_S` late, and all others at once, in their order."""
+    """Writes the lines that it is given to keep together, at most `LATE_S` late, and records at once, in their order."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -63,14 +61,18 @@ class _InBatches(logging.StreamHandler[TextIO]):
         """Take a record; called with the handler's lock held."""
         try:
             self._lines.append(self.format(record) + self.terminator)
-            if not getattr(record, "may_be_late", False):
-                self.flush()
-            elif len(self._lines) == 1:
+            self.flush()
+        except Exception:
+            self.handleError(record)
+
+    def keep(self, line: str) -> None:
+        """Take a line that may be late."""
+        with self._locked():
+            self._lines.append(line + self.terminator)
+            if len(self._lines) == 1:
                 if self._writer.ident is None:
                     self._writer.start()
                 self._came.set()
-        except Exception:
-            self.handleError(record)
 
     def flush(self) -> None:
         """Write what waits; also at the process's end, by `logging.shutdown`."""
@@ -133,23 +135,50 @@ def log_request(
         status: of HTTP; 5xx is an ERROR, but 503 and 4xx are WARNINGs: the server is well. seconds: to the answer.
         served_by: the variant. batch: items that ran together. text: the refusal's sentence.
     """
-    level = (
-        logging.INFO if status < 400 else logging.WARNING if status < 500 or status == 503 else logging.ERROR
-    )
-    logger = logging.getLogger(NAME)
+    logger, ms = logging.getLogger(NAME), round(seconds * 1e3, 2)
+    if status < 400:
+        handler = logger.handlers[0] if len(logger.handlers) == 1 else None
+        if isinstance(handler, _InBatches) and not text:
+            if logger.isEnabledFor(logging.INFO):
+                handler.keep(_answered(request_id, route, status, ms, served_by, batch))
+            return
+        level = logging.INFO
+    else:
+        level = logging.WARNING if status < 500 or status == 503 else logging.ERROR
     if logger.isEnabledFor(level):
         fields = {
             "request_id": request_id,
             "route": route,
             "status": status,
-            "ms": round(seconds * 1e3, 2),
+            "ms": ms,
             "served_by": served_by,
             "batch": batch,
-            "may_be_late": level == logging.INFO,
         }
         # As `logger.log`, which would first look for the line of code that called it: half of the time.
         record = logger.makeRecord(NAME, level, "", 0, "%s", (text or "answered",), None, extra=fields)
         logger.handle(record)
+
+
+def _answered(
+    request_id: str, route: str, status: int, ms: float, served_by: str | None, batch: int | None
+) -> str:
+    """Return the line that `JsonLines` would write: a record and its way there cost as much as parsing the request."""
+    by = "" if served_by is None else f'"served_by": {_quoted(served_by)}, '
+    of = "" if batch is None else f'"batch": {batch}, '
+    return (
+        f'{{"time": "{_at(time.time())}", "level": "INFO", "request_id": {_ENCODER.encode(_struck_out(request_id))}, '
+        f'"route": {_quoted(route)}, "status": {status}, "ms": {ms}, {by}{of}"text": "answered"}}'
+    )
+
+
+def _at(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+@lru_cache(maxsize=64)
+def _quoted(text: str) -> str:
+    """Routes and releases in JSON, which are few and none of them a client's."""
+    return _ENCODER.encode(_struck_out(text))
 
 
 def _struck_out(text: str) -> str:
