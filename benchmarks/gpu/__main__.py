@@ -9,8 +9,9 @@
 
 From the root of the repository. All but the last need torch; `race`, `accuracy` and `profile` an NVIDIA GPU. The models
 are made in --folder, random weights, and are taken from there the next time. Rows of one model and batch share one
-interleaved run. Results are written after every candidate: a run that is stopped keeps what it has. --tactics 4
---build-seconds 0.05 shorten the builds of the target where time on the GPU is short.
+interleaved run. `profile` looks at what was built last in the same --folder, else it builds. Results are written after
+every candidate: a run that is stopped keeps what it has. --tactics 4 --build-seconds 0.05 shorten the builds of the
+target where time on the GPU is short.
 """
 
 from __future__ import annotations
@@ -163,9 +164,10 @@ def peers_of(text: str) -> list[str]:
 
 def accuracy(given: argparse.Namespace, record: Record) -> None:
     from .accuracy import EXAMPLES, measure
+    from .ours import Effort
 
     images = given.images or EXAMPLES / "vit"
-    found = measure(images, given.folder, given.target)
+    found = measure(images, given.folder, given.target, Effort(given.tactics, given.build_seconds))
     print(found, flush=True)
     record.add("accuracy", found)
 
@@ -178,8 +180,10 @@ def profile(given: argparse.Namespace, record: Record) -> None:
     make(given, record)
     effort = ours.Effort(given.tactics, given.build_seconds)
     for row in rows_of(given.rows):
-        made = ours.build(given.folder, row.model, row.precision, [row.batch], effort)
-        found = profiled(made.artifact, row, given.device)
+        built = ours.last_built(given.folder, row.model, row.precision)
+        if built is None:
+            built = ours.build(given.folder, row.model, row.precision, [row.batch], effort).artifact
+        found = profiled(built, row, given.device)
         record.add(row.name, found, under="rows")
         for line in found["kernels"][:20]:
             print(

@@ -12,11 +12,14 @@ from vitesse import stages
 from vitesse.artifact import Artifact, Store
 from vitesse.backends import backend
 from vitesse.backends.protocol import Tensors
+from vitesse.backends.torch_cuda.building import BuildOptions
 from vitesse.data.dataset import open_calibration, open_dataset
 from vitesse.precision.half import to_half
 from vitesse.precision.half_quantised import to_half_quantised
 from vitesse.recipe import HalfOptions, Int8Options
 from vitesse.verify.accuracy import evaluate
+
+from .ours import FULL, TARGET, Effort
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/fashion"
 MODEL = EXAMPLES / "vit_fashion.onnx"
@@ -26,18 +29,19 @@ BATCH = 32
 METHOD = "mse"
 
 
-def measure(images: Path, folder: Path, target: str) -> dict[str, Any]:
+def measure(images: Path, folder: Path, target: str, effort: Effort = FULL) -> dict[str, Any]:
     """Top-1 in each precision on a target, and of FP32 on ONNX Runtime's CPU provider as the reference.
 
     Args:
         images: a data set with labels: a folder of folders, one for each class, or one with such a `val`.
+        effort: of the builds for `torch-cuda`, which are for the one batch that is scored.
     """
     store = Store(folder / "store")
     made = artifacts(store)
     split = open_dataset(images, spec=made["fp32"].spec).val
 
     def top1(artifact: Artifact, runtime: str) -> float:
-        built = artifact if runtime == artifact.backend else backend(runtime).build(artifact, store).artifact
+        built = artifact if runtime == artifact.backend else _built(artifact, store, runtime, effort)
         with backend(runtime).load(built) as engine, engine.session() as session:
 
             def predict(feeds: Tensors) -> Mapping[str, np.ndarray]:
@@ -53,6 +57,14 @@ def measure(images: Path, folder: Path, target: str) -> dict[str, Any]:
         "top1": found,
         "loss_points": {precision: round(100 * (reference - value), 4) for precision, value in found.items()},
     }
+
+
+def _built(artifact: Artifact, store: Store, runtime: str, effort: Effort) -> Artifact:
+    target: Any = backend(runtime)
+    if runtime != TARGET:
+        return target.build(artifact, store).artifact
+    options = BuildOptions(batch=(BATCH, BATCH, BATCH), tactics=effort.tactics, seconds=effort.seconds)
+    return target.build_for(artifact, store, options).artifact
 
 
 def artifacts(store: Store) -> dict[str, Artifact]:

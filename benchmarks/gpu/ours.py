@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from vitesse.artifact import Artifact, Store
 from vitesse.backends import backend
+from vitesse.backends.torch_cuda.archive import SUFFIX
 from vitesse.backends.torch_cuda.building import BuildOptions
 from vitesse.backends.torch_cuda.tactics import MOST_TACTICS
 from vitesse.benchmark.fresh_process import fresh_process
+from vitesse.storage import sha256_of
 
 from . import graphs
 from .models import INPUT
@@ -65,8 +67,21 @@ def build(folder: Path, name: str, precision: str, batches: Sequence[int], effor
     )
     runtime: Any = backend(TARGET)
     began = time.perf_counter()
-    built = runtime.build_for(source, Store(folder / f"built_{name}_{precision}"), options)
+    built = runtime.build_for(source, Store(_store(folder, name, precision)), options)
     return Made(built.artifact, time.perf_counter() - began, dict(built.changes), built.notes)
+
+
+def last_built(folder: Path, name: str, precision: str) -> Artifact | None:
+    """The artifact that `build` left in the folder last, for whatever batches; None where there is none."""
+    left = sorted(_store(folder, name, precision).glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    if not left:
+        return None
+    path, source = left[-1], graphs.artifact(folder, name, precision)
+    return replace(source, path=path, sha256=sha256_of(path), bytes=path.stat().st_size, backend=TARGET)
+
+
+def _store(folder: Path, name: str, precision: str) -> Path:
+    return folder / f"built_{name}_{precision}"
 
 
 def label_of(precision: str) -> str:

@@ -42,7 +42,8 @@ class LiveNorm(nn.Module):
 
     def frozen(self) -> FrozenBatchNorm:
         """Return the norm that computes what this one does outside of training."""
-        norm = FrozenBatchNorm(len(self.get_parameter(_LEARNED[0])))
+        weight = self.get_parameter(_LEARNED[0])
+        norm = FrozenBatchNorm(len(weight)).to(weight.device)
         with torch.no_grad():
             for name, tensor in self.state_dict().items():
                 norm.get_buffer(name).copy_(tensor)
