@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,7 +40,7 @@ def check_feeds(feeds: Mapping[str, Described], inputs: Sequence[TensorInfo]) ->
         )
     for info in inputs:
         array = feeds[info.name]
-        if array.dtype.name != info.dtype:
+        if dtype_name(array.dtype) != info.dtype:
             raise DataError(
                 f"the feed {info.name!r} has dtype {array.dtype.name}",
                 expected=described(info),
@@ -51,6 +52,12 @@ def check_feeds(feeds: Mapping[str, Described], inputs: Sequence[TensorInfo]) ->
                 expected=described(info),
                 cause="another input size, a missing batch dimension, or another layout (NCHW, NHWC)",
             )
+
+
+@lru_cache(maxsize=64)
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Return `dtype.name`, which numpy puts together anew each time it is asked."""
+    return dtype.name
 
 
 def described(info: TensorInfo) -> str:

@@ -50,7 +50,7 @@ class JsonLines(logging.Formatter):
 
 
 class _InBatches(logging.StreamHandler[TextIO]):
-    """Writes the lines that it is given to keep together, at most `LATE_S` late, and records at once, in their order."""
+    """Writes records at once and lines that it keeps together, at most `LATE_S` late; all in their order."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)

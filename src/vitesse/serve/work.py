@@ -16,6 +16,13 @@ Arrays = Mapping[str, Array]
 Key = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
+def all_finite(array: Array) -> bool:
+    """Return whether no value is NaN or infinite; integers and other types never are."""
+    # As bytes, because numpy would release the interpreter's lock a second time for more than 500 values, and then wait
+    # until the other threads give it back.
+    return array.dtype.kind != "f" or b"\0" not in np.isfinite(array).tobytes()
+
+
 @dataclass(frozen=True)
 class Executed:
     """What came of a request's work; arrays are the request's own and stay valid.
@@ -69,9 +76,7 @@ class Work:
         """What work must share to run in one batch."""
         if self.make is not None:
             return ((f"work {id(self)}", "", ()),)
-        return tuple(
-            (name, array.dtype.name, tuple(array.shape[1:])) for name, array in sorted(self.feeds.items())
-        )
+        return tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(self.feeds.items()))
 
     def prepare(self, clock: Callable[[], float]) -> None:
         """Make the feeds, where they are still to be made; raises what `make` raises."""

@@ -232,6 +232,25 @@ def test_every_field_of_a_good_request_is_read() -> None:
     assert request.parameters["priority"] == 2
 
 
+def test_a_header_that_comes_again_is_checked_against_what_comes_with_it() -> None:
+    body, length = in_binary(tail=np.arange(4, dtype=np.float32).tobytes())
+    first, again = read(body, length), read(body, length)
+    assert first.inputs["x"].tolist() == again.inputs["x"].tolist()
+    other = body[: int(length)] + np.full(4, 7, np.float32).tobytes()
+    assert set(read(other, length).inputs["x"].ravel().tolist()) == {7}
+    assert "4 bytes of the body belong to no input" in refused(body + bytes(4), length).text
+    assert "unexpected end of the body" in refused(body[:-4], length).text
+    narrower = Signature("m", "1", "p", SIGNATURE.inputs, SIGNATURE.outputs, max_batch=8,
+                         shapes={"x": ShapeRange((1, 2, 1), (1, 2, 1), (1, 2, 1))})  # fmt: skip
+    assert "unexpected shape" in refused(body, length, narrower).text
+    assert read(body, length).inputs["x"].shape == first.inputs["x"].shape
+
+
+def test_a_refused_header_is_refused_again() -> None:
+    body, length = in_binary(tail=np.arange(3, dtype=np.float32).tobytes())
+    assert refused(body, length).text == refused(body, length).text
+
+
 def test_what_a_request_leaves_out_has_a_meaning() -> None:
     request = read(in_json())
     assert (request.id, request.outputs, request.timeout_s) == ("", None, None)

@@ -11,6 +11,7 @@ No web framework here, and nothing that waits. Whatever a client sends ends in a
 from vitesse.serve.protocol.answer import write_answer
 from vitesse.serve.protocol.encoding import inflate
 from vitesse.serve.protocol.json_body import parse_json
+from vitesse.serve.protocol.layout import HEADER_LENGTH, WantedOutput
 from vitesse.serve.protocol.metadata import (
     Counters,
     Spent,
@@ -20,13 +21,7 @@ from vitesse.serve.protocol.metadata import (
     server_metadata,
     statistics,
 )
-from vitesse.serve.protocol.request import (
-    HEADER_LENGTH,
-    InferRequest,
-    WantedOutput,
-    in_one_piece,
-    parse_infer,
-)
+from vitesse.serve.protocol.request import InferRequest, in_one_piece, parse_infer
 from vitesse.serve.protocol.signature import ShapeRange, Signature, safe_name
 
 __all__ = [

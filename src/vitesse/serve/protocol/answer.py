@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-from vitesse.serve.protocol.request import HEADER_LENGTH, InferRequest, WantedOutput
+from vitesse.backends.feeds import dtype_name
+from vitesse.serve.protocol.layout import HEADER_LENGTH, WantedOutput
+from vitesse.serve.protocol.request import InferRequest
 from vitesse.serve.protocol.tensors import datatype_of, to_binary, to_json
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.work import Arrays
@@ -38,8 +41,10 @@ def write_answer(
         entry, content = _written(output, outputs, model)
         entries.append(entry)
         parts += [content] if content is not None else []
-    known = {"model_name": model, "model_version": version, **({"id": request.id} if request.id else {})}
-    header = f'{_json(known)[:-1]},"outputs":[{",".join(entries)}]}}'.encode()
+    opening = _opening(model, version)
+    if request.id:
+        opening += f',"id":{_json(request.id)}'
+    header = f'{opening},"outputs":[{",".join(entries)}]}}'.encode()
     if not parts:
         return header, {"Content-Type": "application/json"}
     return b"".join([header, *parts]), {
@@ -55,15 +60,25 @@ def _written(output: WantedOutput, outputs: Arrays, model: str) -> tuple[str, me
             500, "backend", f"model '{model}' gave no output '{output.name}', only {sorted(outputs)}"
         )
     array = outputs[output.name]
-    entry: dict[str, Any] = {
-        "name": output.name,
-        "datatype": datatype_of(array.dtype.name),
-        "shape": list(array.shape),
-    }
+    name, shape = dtype_name(array.dtype), array.shape
     if not output.binary:
-        return f'{_json(entry)[:-1]},"data":[{_values(to_json(array, output.name))}]}}', None
+        return f'{_entry(output.name, name, shape)},"data":[{_values(to_json(array, output.name))}]}}', None
     content = to_binary(array)
-    return _json(entry | {"parameters": {"binary_data_size": len(content)}}), content
+    size = f'"parameters":{{"binary_data_size":{len(content)}}}'
+    return f"{_entry(output.name, name, shape)},{size}}}", content
+
+
+# A server writes the same model and outputs again and again.
+@lru_cache(maxsize=16)
+def _opening(model: str, version: str) -> str:
+    """Return the beginning of the JSON, as far as it is the same for all requests."""
+    return _json({"model_name": model, "model_version": version})[:-1]
+
+
+@lru_cache(maxsize=256)
+def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> str:
+    """Return the beginning of an output's entry in the JSON."""
+    return _json({"name": name, "datatype": datatype_of(dtype), "shape": list(shape)})[:-1]
 
 
 def _values(values: Sequence[Any]) -> str:

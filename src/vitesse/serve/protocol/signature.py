@@ -39,7 +39,8 @@ class Signature:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     max_batch: int
-    shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
+    # Not in the hash, which a mapping has none for; in the comparison all the same.
+    shapes: Mapping[str, ShapeRange] = field(default_factory=dict, hash=False)
 
     def check_shape(self, info: TensorInfo, shape: object) -> tuple[int, ...]:
         """Return a client's shape of one input once it fits; raises Refusal 400 that names the shape expected."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -14,7 +15,7 @@ from vitesse.errors import BackendError
 from vitesse.serve.protocol.json_body import MOST_VALUES
 from vitesse.serve.protocol.wording import bad_request, dims, shown
 from vitesse.serve.refusals import Refusal
-from vitesse.serve.work import Array
+from vitesse.serve.work import Array, all_finite
 
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -24,6 +25,8 @@ _DTYPES = {
     "BYTES": np.dtype(object),
 }
 _NAMES = {dtype.name: name for name, dtype in _DTYPES.items()}
+
+_LITTLE = sys.byteorder == "little"
 
 # What a JSON value must be for each kind of dtype. Exactly: a bool is an int to Python, and not to the protocol.
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "O": {str}}
@@ -74,14 +77,21 @@ def from_binary(datatype: str, shape: tuple[int, ...], data: memoryview, what: s
     if datatype == "BYTES":
         return _bytes_elements(shape, data, what)
     dtype = _DTYPES[datatype]
-    expected = math.prod(shape) * dtype.itemsize
-    if len(data) != expected:
-        raise bad_request(f"input byte size mismatch for {what}. Expected {expected}, got {len(data)}")
+    check_size(datatype, shape, len(data), what)
     if datatype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise bad_request(f"{what} has a byte above 1; a BOOL is one byte, 0 or 1")
     array: Array = np.frombuffer(data, dtype).reshape(shape)
     # A JSON header of odd length leaves floats at odd addresses, which runtimes are not made for.
     return np.require(array, requirements="A")
+
+
+def check_size(datatype: str, shape: tuple[int, ...], size: int, what: str) -> None:
+    """Raise Refusal 400 where a tensor's bytes are not as many as its shape says; BYTES say themselves how many."""
+    if datatype == "BYTES":
+        return
+    expected = math.prod(shape) * _DTYPES[datatype].itemsize
+    if size != expected:
+        raise bad_request(f"input byte size mismatch for {what}. Expected {expected}, got {size}")
 
 
 def from_json(datatype: str, shape: tuple[int, ...], data: object, what: str) -> Array:
@@ -123,7 +133,7 @@ def from_json(datatype: str, shape: tuple[int, ...], data: object, what: str) ->
 
 def count_nonfinite(array: Array) -> int:
     """Return how many values are NaN or infinite; 0 for types that cannot be."""
-    return int(array.size - np.count_nonzero(np.isfinite(array))) if array.dtype.kind == "f" else 0
+    return 0 if all_finite(array) else int(array.size - np.count_nonzero(np.isfinite(array)))
 
 
 def to_binary(array: Array) -> memoryview | bytes:
@@ -131,7 +141,9 @@ def to_binary(array: Array) -> memoryview | bytes:
     if array.dtype.kind == "O":
         parts = [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel()]
         return b"".join(chain.from_iterable((struct.pack("<I", len(part)), part) for part in parts))
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    little = (
+        array if array.dtype.isnative and _LITTLE else array.astype(array.dtype.newbyteorder("<"), copy=False)
+    )
     return np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
 
 

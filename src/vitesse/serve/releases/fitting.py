@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vitesse.backends.feeds import dtype_name
 from vitesse.backends.protocol import TensorInfo
 from vitesse.serve.work import Arrays
 
 
 def misfit(inputs: Sequence[TensorInfo], feeds: Arrays) -> str:
     """Return in words why feeds do not fit a graph's inputs, "" where they do; symbolic dimensions take any size."""
-    wanted, given = {info.name for info in inputs}, set(feeds)
-    if wanted != given:
-        return f"it takes the inputs {_listed(wanted)} and not {_listed(given)}"
+    if len(feeds) != len(inputs) or any(info.name not in feeds for info in inputs):
+        return f"it takes the inputs {_listed({info.name for info in inputs})} and not {_listed(set(feeds))}"
     for info in inputs:
         array = feeds[info.name]
-        if array.dtype.name != info.dtype:
+        if dtype_name(array.dtype) != info.dtype:
             return f"it takes {info.dtype} as {info.name!r} and not {array.dtype.name}"
         pairs = zip(info.shape, array.shape, strict=False)
         if len(info.shape) != array.ndim or any(isinstance(own, int) and own != size for own, size in pairs):

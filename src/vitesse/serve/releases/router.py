@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.releases.breaker import Breaker, Kind, Outcome
 from vitesse.serve.releases.control import Control, Plan, alone
 from vitesse.serve.releases.observer import ReleaseObserver, Unobserved
 from vitesse.serve.releases.sampler import Sampler
 from vitesse.serve.releases.state import ReleaseState, StateFile
-from vitesse.serve.work import Arrays, Executed, Executor, Work
+from vitesse.serve.work import Arrays, Executed, Executor, Work, all_finite
 
 FeedsOf = Callable[[str], Arrays]
 Misfit = Callable[[str, Arrays], str]
@@ -345,6 +343,6 @@ def _seconds(executed: Executed) -> float:
 def _nonfinite(arrays: Arrays) -> str:
     """Return the name of the first array that holds NaN or Inf, "" for none."""
     for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if not all_finite(array):
             return name
     return ""
