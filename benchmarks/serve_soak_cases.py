@@ -78,7 +78,7 @@ def cases_of(run: Run) -> list[Case]:
         name = f"/v2/models/{model_name(run.ledger.source)}/infer"
         for number in range(IMAGES):
             jpeg = picture(number, *pixels(spec))
-            feeds = feeds_of([picture_of(jpeg, limits).pixels], spec)
+            feeds = feeds_of([picture_of(jpeg, limits).image], spec)
             outputs = {key: array.copy() for key, array in session.run(feeds).outputs.items()}
             shown = picture_of(jpeg, limits)
             result = results_of(outputs, spec, [shown])[0]

@@ -172,3 +172,26 @@ def test_images_of_unlike_sizes_are_refused_where_nothing_masks_the_padding():
     images = [np.zeros((10, 15, 3), np.uint8), np.zeros((20, 10, 3), np.uint8)]
     with pytest.raises(DataError, match="would take padding for image"):
         feeds(images, spec)
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic", "nearest", "lanczos"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"resize": Resize.STRETCH},
+        {"resize": Resize.LETTERBOX},
+        {"resize": Resize.CROP, "crop_ratio": 0.875},
+        {"resize": Resize.SQUASH, "crop_ratio": 0.875},
+        {"resize": Resize.SHORTEST},
+        {"resize": Resize.STRETCH, "layout": "NHWC", "color": "BGR", **IMAGENET},
+        {"buckets": ((64, 96), (96, 64))},
+        {"resize": Resize.NONE, "size": (48, 80)},
+    ],
+)
+def test_an_image_of_pillow_is_prepared_as_its_pixels_are_to_the_last_bit(rules, resample):
+    spec = spec_with(**{"size": (40, 40), "resample": resample, "size_input": "sizes", **rules})
+    from_pixels, from_image = feeds([NOISE], spec), feeds([Image.fromarray(NOISE)], spec)
+    assert {name: array.tobytes() for name, array in from_pixels.items()} == {
+        name: array.tobytes() for name, array in from_image.items()
+    }
+    np.testing.assert_array_equal(prepare(NOISE, spec), prepare(Image.fromarray(NOISE), spec))

@@ -74,7 +74,7 @@ def test_a_model_that_answers_nan_gives_no_class_and_valid_json():
     )
     pixels = scene()
     outputs = {"logits": np.full((1, 3), np.nan, np.float32)}
-    (result,) = results_of(outputs, spec, [Picture(pixels, (48, 64))])
+    (result,) = results_of(outputs, spec, [Picture(Image.fromarray(pixels), (48, 64))])
     assert isinstance(result, Classification)
     document = classification(result)
     assert document["classes"] == []

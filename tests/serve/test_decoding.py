@@ -99,7 +99,7 @@ def test_no_memory_for_a_picture_is_a_503_of_its_own(live: Live, monkeypatch: py
     def none_left(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images, "rgb_pixels", none_left)
+    monkeypatch.setattr(images, "rgb_image", none_left)
     came = live.ask("POST", "/v1/classify", PICTURE)
     assert came.status == 503 and "no memory to decode" in came.json["error"]
 

@@ -19,6 +19,8 @@ from vitesse.errors import DataError
 
 ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
 Pixels = NDArray[np.uint8]
+# A picture that is RGB and upright already: pixels (height, width, 3), or an image of Pillow, which spares the copy.
+Rgb = Pixels | Image.Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 FORMAT_NAMES = {"WEBP": "WebP"}  # as people write them, where Pillow's names differ
@@ -154,8 +156,18 @@ def reduce_jpeg(image: Image.Image, least: Size) -> None:
         image.draft(None, (max(width, 1), max(height, 1)))
 
 
+def size_of(image: Rgb) -> Size:
+    """Return (height, width) of a picture."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])
+
+
 def rgb_pixels(image: Image.Image, name: str, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode an opened image: RGB uint8 (height, width, 3), upright; raises as `decode_image`."""
+    return np.asarray(rgb_image(image, name, max_pixels=max_pixels))
+
+
+def rgb_image(image: Image.Image, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an opened image and return it in mode RGB, upright; the pixels are those of `rgb_pixels`."""
     width, height = image.size
     if width * height > max_pixels:
         raise _too_large(name, f"{width}×{height} = {width * height} pixels", max_pixels)
@@ -193,11 +205,11 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image: Image.Image, name: str) -> Pixels:
+def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
-        return np.asarray(image)
+        return image
     if image.mode.startswith("I"):
-        return _gray_to_rgb(_eight_bits(np.asarray(image), name))
+        return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
     if image.mode == "F":
         raise DataError(
             f"{name} holds float pixels",
@@ -208,7 +220,7 @@ def _rgb(image: Image.Image, name: str) -> Pixels:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
+    return image.convert("RGB")
 
 
 def _eight_bits(values: NDArray[np.generic], name: str) -> Pixels:

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitesse.data.boxes import Placement
-from vitesse.data.images import MAX_PIXELS, Pixels
+from vitesse.data.images import MAX_PIXELS, Rgb, size_of
 from vitesse.data.scaling import Size, bucket_of, fitted, shortest, sized_for, wanted_size
 from vitesse.errors import DataError, SpecError
 from vitesse.spec import ModelSpec, Preprocessing, Resize
 
 
-def prepare(image: Pixels, spec: ModelSpec, name: str = "") -> NDArray[np.float32]:
+def prepare(image: Rgb, spec: ModelSpec, name: str = "") -> NDArray[np.float32]:
     """Return one image as the model takes it: float32 (3, H, W) or (H, W, 3) by the spec's layout, unbatched.
 
     Each value is ((pixel / (1 / scale)) - mean) / std of its channel, rounded to float32 after each step.
 
     Args:
-        image: uint8 (height, width, 3) RGB, as `decode_image` returns it.
+        image: uint8 (height, width, 3) RGB, as `decode_image` returns it, or an image of Pillow in mode RGB, upright.
         spec: says size, resize rule, normalisation, layout and channel order.
         name: what the errors call the image, best its path.
 
@@ -32,14 +32,14 @@ def prepare(image: Pixels, spec: ModelSpec, name: str = "") -> NDArray[np.float3
         SpecError: the spec's filter, layout, colour order or std is not one that exists.
     """
     rules = spec.preprocessing
-    placed = place((image.shape[0], image.shape[1]), rules, name)
+    placed = place(size_of(image), rules, name)
     tensor = np.zeros(_shape(rules, tensor_size([placed], rules)), np.float32)
     _fill(tensor, image, rules, placed)
     return tensor
 
 
 def feeds(
-    images: Sequence[Pixels], spec: ModelSpec, names: Sequence[str] = ()
+    images: Sequence[Rgb], spec: ModelSpec, names: Sequence[str] = ()
 ) -> dict[str, NDArray[np.generic]]:
     """Return a batch of model inputs: images float32 (N, …) and, where the spec has them, sizes int64 (N, 2).
 
@@ -53,10 +53,7 @@ def feeds(
     """
     rules = spec.preprocessing
     names = names or [f"image {index} of the batch" for index in range(len(images))]
-    placements = [
-        place((image.shape[0], image.shape[1]), rules, name)
-        for image, name in zip(images, names, strict=True)
-    ]
+    placements = [place(size_of(image), rules, name) for image, name in zip(images, names, strict=True)]
     size = tensor_size(placements, rules, names)
     batch = np.zeros((len(images), *_shape(rules, size)), np.float32)
     for tensor, image, placed in zip(batch, images, placements, strict=True):
@@ -78,7 +75,7 @@ def feeds(
         )
     if spec.size_input is not None:
         scaled = boxes_in_input_pixels(spec)
-        sizes = [size if scaled else image.shape[:2] for image in images]
+        sizes = [size if scaled else size_of(image) for image in images]
         pairs = np.array(sizes, np.int64).reshape(-1, 2)
         inputs[spec.size_input] = pairs[:, ::-1].copy() if spec.size_order == "wh" else pairs
     return inputs
@@ -104,7 +101,7 @@ def tensor_size(placements: Sequence[Placement], rules: Preprocessing, names: Se
     return max(heights), max(widths)
 
 
-def group_by_bucket(images: Sequence[Pixels], spec: ModelSpec) -> dict[Size, list[int]]:
+def group_by_bucket(images: Sequence[Rgb], spec: ModelSpec) -> dict[Size, list[int]]:
     """Return which images may go into one batch: (height, width) of the tensor → their indices, in order of arrival.
 
     Without buckets in the spec the tensor is the one that each image would have alone.
@@ -114,7 +111,7 @@ def group_by_bucket(images: Sequence[Pixels], spec: ModelSpec) -> dict[Size, lis
     """
     groups: dict[Size, list[int]] = {}
     for index, image in enumerate(images):
-        placed = place((image.shape[0], image.shape[1]), spec.preprocessing, f"image {index}")
+        placed = place(size_of(image), spec.preprocessing, f"image {index}")
         groups.setdefault(tensor_size([placed], spec.preprocessing), []).append(index)
     return groups
 
@@ -181,21 +178,21 @@ def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placem
     return Placement(size, resized, left=-left, top=-top)
 
 
-def _fill(tensor: NDArray[np.float32], image: Pixels, rules: Preprocessing, placed: Placement) -> None:
+def _fill(tensor: NDArray[np.float32], image: Rgb, rules: Preprocessing, placed: Placement) -> None:
     """Write the normalised image into `tensor`; what it does not cover stays as it was."""
-    if placed.resized != image.shape[:2]:
-        size = (placed.resized[1], placed.resized[0])
-        image = np.asarray(Image.fromarray(image).resize(size, _filter(rules.resample)))
+    if placed.resized != size_of(image):
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        image = picture.resize((placed.resized[1], placed.resized[0]), _filter(rules.resample))
     top, left = -placed.top, -placed.left
     height, width = tensor.shape[1:] if rules.layout == "NCHW" else tensor.shape[:2]
-    image = image[top : top + height, left : left + width]
-    rows, columns = image.shape[:2]
+    pixels = np.asarray(image)[top : top + height, left : left + width]
+    rows, columns = pixels.shape[:2]
     divisor, mean, std = _normalisation(rules)
     for channel in range(3):
         position = channel if rules.color == "RGB" else 2 - channel
         plane = (tensor[position] if rules.layout == "NCHW" else tensor[..., position])[:rows, :columns]
         # in place and step by step: no copy in memory, and the very roundings of the usual float32 formula
-        np.divide(image[..., channel], divisor, out=plane, dtype=np.float32)
+        np.divide(pixels[..., channel], divisor, out=plane, dtype=np.float32)
         plane -= mean[channel]
         plane /= std[channel]
 

@@ -17,14 +17,17 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from vitesse.data.images import (
     ImageTooLarge,
     Pixels,
+    Rgb,
     open_image,
     reduce_jpeg,
-    rgb_pixels,
+    rgb_image,
+    size_of,
     upright_size,
 )
 from vitesse.data.preprocess import feeds, place
@@ -71,17 +74,23 @@ class Picture:
     """One decoded image.
 
     Args:
-        pixels: uint8 (height, width, 3) RGB, upright; of a reduced decoding smaller than the image itself.
+        image: in mode RGB, upright; of a reduced decoding smaller than the image itself. It stays Pillow's, who
+            resizes it: there and back its pixels would be copied twice.
         size: (height, width) of the upright image as it was sent; boxes are answered in its pixels.
     """
 
-    pixels: Pixels
+    image: Image.Image
     size: Size
+
+    @property
+    def pixels(self) -> Pixels:
+        """A copy of the pixels: uint8 (height, width, 3) RGB."""
+        return np.asarray(self.image)
 
     @property
     def decoded(self) -> Size:
         """(height, width) of the pixels."""
-        return self.pixels.shape[:2]
+        return size_of(self.image)
 
     @property
     def extent(self) -> Extent:
@@ -121,7 +130,7 @@ def picture_of(body: bytes, limits: Limits, *, reduced_for: ModelSpec | None = N
             _check_size(image.size, limits)
             if reduced_for is not None:
                 return _reduced(image, name, reduced_for)
-            pixels = rgb_pixels(image, name, max_pixels=limits.image_pixels)
+            decoded = rgb_image(image, name, max_pixels=limits.image_pixels)
     except ImageTooLarge as error:
         raise _too_large(error.what, limits) from error
     except DataError as error:
@@ -134,7 +143,7 @@ def picture_of(body: bytes, limits: Limits, *, reduced_for: ModelSpec | None = N
             "send it again, or start the server with a smaller --image-pixels",
             {"Retry-After": "1"},
         ) from error
-    return Picture(pixels, pixels.shape[:2])
+    return Picture(decoded, size_of(decoded))
 
 
 def check_header(body: bytes, limits: Limits) -> None:
@@ -151,7 +160,7 @@ def check_header(body: bytes, limits: Limits) -> None:
         _check_size(size, limits)
 
 
-def feeds_of(pixels: Sequence[Pixels], spec: ModelSpec) -> Arrays:
+def feeds_of(images: Sequence[Rgb], spec: ModelSpec) -> Arrays:
     """Return what a model is fed with for these images, on the first axis; they belong into one bucket of the spec.
 
     Raises:
@@ -160,7 +169,7 @@ def feeds_of(pixels: Sequence[Pixels], spec: ModelSpec) -> Arrays:
         SpecError: the spec contradicts itself.
     """
     try:
-        return feeds(pixels, spec, [_called(image) for image in pixels])
+        return feeds(images, spec, [_called(image) for image in images])
     except DataError as error:
         raise Refusal(400, "bad_image", _sentences(error)) from error
 
@@ -216,11 +225,12 @@ def _check_size(size: tuple[int, int], limits: Limits) -> None:
 def _reduced(image: Image.Image, name: str, spec: ModelSpec) -> Picture:
     size = upright_size(image)
     reduce_jpeg(image, place(size, spec.preprocessing, name).resized)
-    return Picture(rgb_pixels(image, name), size)
+    return Picture(rgb_image(image, name), size)
 
 
-def _called(pixels: Pixels) -> str:
-    return f"the image of {pixels.shape[1]}×{pixels.shape[0]}"
+def _called(image: Rgb) -> str:
+    height, width = size_of(image)
+    return f"the image of {width}×{height}"
 
 
 def _unfit(text: str) -> Refusal:

@@ -63,7 +63,7 @@ class SentImage:
         spec = self._service.spec_of(release)
         if self._picture is None or spec.preprocessing == self._service.spec.preprocessing:
             return self._fed
-        return feeds_of([self._picture.pixels], spec)
+        return feeds_of([self._picture.image], spec)
 
     def _decode(self, began: float) -> None:
         """Decode the body and make the live release's feeds of it, for all copies of the request."""
@@ -71,7 +71,7 @@ class SentImage:
         # What is drawn on must have the image's own size.
         reduced = service.spec if service.fast_decode and not self._drawn else None
         picture = picture_of(self._body, service.limits, reduced_for=reduced)
-        self._fed = feeds_of([picture.pixels], service.spec)
+        self._fed = feeds_of([picture.image], service.spec)
         self._body = b""
         # 12 megapixels are 36 MB, for each request that waits: kept only where somebody needs them.
         self._shown = picture if self._drawn else picture.extent
