@@ -57,11 +57,13 @@ class Subject:
         title: for the table.
         open: the ONNX artifact and the folder of images to calibrate on, made in the folder that is given.
         quick: what --quick builds: form → compute capabilities.
+        open_quick: what --quick opens, where that is not the whole: equal layers compile to equal kernels.
     """
 
     title: str
     open: Callable[[Path], tuple[Artifact, Path]]
     quick: Mapping[str, Sequence[str]]
+    open_quick: Callable[[Path], tuple[Artifact, Path]] | None = None
 
 
 def example(name: str, folder: Path) -> tuple[Artifact, Path]:
@@ -74,13 +76,13 @@ def deimv2(folder: Path) -> tuple[Artifact, Path]:
     return stages.open_model(case.model, preset=case.recipe.preset), case.images
 
 
-def random_weights(name: str, folder: Path) -> tuple[Artifact, Path]:
+def random_weights(name: str, folder: Path, shallow: bool = False) -> tuple[Artifact, Path]:
     from peers_models import MODELS, random_images
 
     from vitesse.export.torch_onnx import trace
 
     model = MODELS[name]
-    network = model.make(folder, model.options)
+    network = model.make(folder, model.options, shallow=shallow)
     file = folder / f"{name}.onnx"
     file.write_bytes(serialise(trace(network, model.options), network.spec))
     return stages.open_model(file), random_images(folder / "images", model.size)
@@ -99,10 +101,16 @@ SUBJECTS = {
     "detr_fashion": Subject("DETR (3.2 M, 256×256)", partial(example, "detr"), EVERY_GPU),
     "deimv2_atto": Subject("DEIMv2-Atto (0.5 M, 320×320)", deimv2, TWO_GPUS),
     "vit_b16": Subject(
-        "ViT-B/16 (86 M, 224×224, random weights)", partial(random_weights, "vit_b16"), TWO_GPUS
+        "ViT-B/16 (86 M, 224×224, random weights)",
+        partial(random_weights, "vit_b16"),
+        TWO_GPUS,
+        partial(random_weights, "vit_b16", shallow=True),
     ),
     "detr_r50": Subject(
-        "DETR-R50 (41 M, 480×640, random weights)", partial(random_weights, "detr_r50"), TWO_GPUS
+        "DETR-R50 (41 M, 480×640, random weights)",
+        partial(random_weights, "detr_r50"),
+        TWO_GPUS,
+        partial(random_weights, "detr_r50", shallow=True),
     ),
 }
 
@@ -141,9 +149,12 @@ def keep(found: dict[str, Any]) -> None:
 
 
 def compiled(
-    name: str, wanted: Mapping[str, Sequence[str]], *, images: int = IMAGES, together: bool = False
+    name: str, wanted: Mapping[str, Sequence[str]], *, quick: bool = False, together: bool = False
 ) -> dict[str, Any]:
     """Build one model in the forms and for the compute capabilities that are wanted.
+
+    Args:
+        quick: calibrate on one image, and build of equal layers only some, where the subject says so.
 
     Returns:
         Form → `engines`, capability → seconds and bytes, or the refusal; `onnx_bytes`, and what was `rewritten` before
@@ -151,8 +162,9 @@ def compiled(
     """
     with tempfile.TemporaryDirectory(prefix="vitesse-") as temporary:
         folder = Path(temporary)
-        artifact, pictures = SUBJECTS[name].open(folder)
-        split = open_calibration(pictures).spread(images)
+        subject = SUBJECTS[name]
+        artifact, pictures = ((subject.open_quick if quick else None) or subject.open)(folder)
+        split = open_calibration(pictures).spread(QUICK_IMAGES if quick else IMAGES)
         found = {}
         for form, graph in graphs(artifact, split, Store(folder / "graphs"), wanted):
             options = BuildOptions(compute_capabilities=tuple(wanted[form]))
@@ -222,7 +234,7 @@ def surprises(name: str) -> Iterator[str]:
     if committed is None:
         yield f"{name} is not in {RESULTS.name}: {SCRIPT} {name}"
         return
-    for form, found in compiled(name, SUBJECTS[name].quick, images=QUICK_IMAGES).items():
+    for form, found in compiled(name, SUBJECTS[name].quick, quick=True).items():
         for capability, engine in found["engines"].items():
             before = committed[form]["engines"][capability]
             if ("refused" in engine) != ("refused" in before):

@@ -112,12 +112,12 @@ def test_a_change_of_what_compiles_is_a_surprise(
         "fp32": {"engines": {"sm75": engine}},
         "fp16": {"engines": {"sm75": {"refused": "no"}, "sm86": engine}},
     }
-    monkeypatch.setattr(aot, "compiled", lambda name, wanted, images: now)
+    monkeypatch.setattr(aot, "compiled", lambda name, wanted, quick: now)
     assert list(aot.surprises("vit_fashion")) == [
         f"vit_fashion fp32 sm75: refused: {REFUSAL} → 7 bytes",
         "vit_fashion fp16 sm75: 6050748 bytes → refused: no",
     ]
-    monkeypatch.setattr(aot, "compiled", lambda name, wanted, images: few["models"][name])
+    monkeypatch.setattr(aot, "compiled", lambda name, wanted, quick: few["models"][name])
     assert list(aot.surprises("vit_fashion")) == []
 
 
