@@ -333,10 +333,10 @@ class CountsFromTheNewest(Batcher):
 
 
 class TakesTooMany(Batcher):
-    def _cut(self, line: Any) -> Batch | None:
+    def _cut(self, key: Any) -> Batch | None:
         self.max_items += 1
         try:
-            return super()._cut(line)
+            return super()._cut(key)
         finally:
             self.max_items -= 1
 
@@ -347,14 +347,14 @@ class ForgetsDeadlines(Batcher):
 
 
 class TakesTheNewestFirst(Batcher):
-    def _cut(self, line: Any) -> Batch | None:
-        line.reverse()
-        return super()._cut(line)
+    def _cut(self, key: Any) -> Batch | None:
+        self._lines[key].reverse()
+        return super()._cut(key)
 
 
 class LosesWork(Batcher):
-    def _cut(self, line: Any) -> Batch | None:
-        batch = super()._cut(line)
+    def _cut(self, key: Any) -> Batch | None:
+        batch = super()._cut(key)
         return None if batch is None else Batch(batch.works[:1], batch.key, batch.works[0].items)
 
 

@@ -140,9 +140,8 @@ class Batcher:
     def take(self, now: float) -> Batch | None:
         """Return the batch that is due, None where there is none; drops what expired or was cancelled."""
         self.drop(now)
-        while due := [line for line in self._lines.values() if self._due(line, now) <= now]:
-            line = min(due, key=lambda line: line[0])
-            batch = self._cut(line)
+        while due := [(line[0], key) for key, line in self._lines.items() if self._due(line, now) <= now]:
+            batch = self._cut(min(due)[1])
             if batch is not None:
                 return batch
         return None
@@ -188,9 +187,9 @@ class Batcher:
     def _earliest_deadline(self) -> float:
         return min(one.work.deadline for line in self._lines.values() for one in line)
 
-    def _cut(self, line: list[_Waiting]) -> Batch | None:
+    def _cut(self, key: Key) -> Batch | None:
         """Cut a batch off the front of a line; None where all of it was cancelled at this moment."""
-        key = line[0].work.key
+        line = self._lines[key]
         chosen: list[Work] = []
         items = passed = 0
         for one in line:

@@ -154,12 +154,13 @@ class Connection(HttpToolsProtocol):
         """Parse what came; drop it where the connection is being closed."""
         if self.transport.is_closing():
             return
-        if self._in_headers and self._timer is None:
-            self._start_timer()
         self._ended_headers = not self._in_headers
         super().data_received(data)
-        if self.transport.is_closing() or not self._in_headers:
+        if not self._in_headers or self.transport.is_closing():
             return
+        # Most header blocks come in one piece, and need no timer.
+        if self._timer is None and not self._ended_headers:
+            self._start_timer()
         self._unparsed_bytes += 0 if self._ended_headers else len(data)
         if max(self._unparsed_bytes, self._header_bytes) > self.limits.header_bytes:
             self._refuse(self._headers_too_large())

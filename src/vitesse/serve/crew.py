@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from vitesse.backends.protocol import Engine
 from vitesse.errors import BackendError
 from vitesse.serve.batching import Batch, Batcher, Counters, refuse
 from vitesse.serve.health import Health, Observer, WorkerHealth
+from vitesse.serve.held_lock import HeldLock
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.watchdog import rest_s
 from vitesse.serve.work import Arrays, Executed, Work
@@ -26,13 +25,6 @@ _LOG = logging.getLogger(__name__)
 _RETRY = {"Retry-After": "1"}
 # Runs may hang for once; when twice as many threads as there are workers hang, the device does.
 _MOST_HANGING = 2
-
-
-class _Later(threading.local):
-    """Calls that a thread makes once it has released the lock."""
-
-    def __init__(self) -> None:
-        self.calls: list[Callable[[], object]] = []
 
 
 class Crew:
@@ -57,8 +49,9 @@ class Crew:
         self.clock = clock
         self._engine, self._hang_s, self._observer, self._name = engine, hang_s, observer, name
         self._lock = threading.RLock()
+        self._holding = HeldLock(self._lock, self._count_cancelled)
         self._work_came, self._work_done = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._opening, self._later = threading.Lock(), _Later()
+        self._opening = threading.Lock()
         self._batcher = batcher(self._refuse_waiting)
         self._cancelled = 0
         self._feeds: tuple[Arrays, ...] = ()
@@ -67,7 +60,7 @@ class Crew:
         self._deaths = [0] * workers
         self._hanging: set[Worker] = set()
         self._workers: list[Worker] = []
-        with self._holding():
+        with self._holding:
             for index in range(workers):
                 self._workers.append(self._started(index))
 
@@ -76,7 +69,7 @@ class Crew:
     def offer(self, work: Work) -> None:
         """Take work; raises Refusal, with which the future has been ended."""
         refusal: Refusal | None = None
-        with self._holding():
+        with self._holding:
             try:
                 self._check_open(work)
                 self._batcher.offer(work, self.clock())
@@ -88,7 +81,7 @@ class Crew:
 
     def ask_to_warm_up(self, feeds: Sequence[Arrays]) -> list[Warming]:
         """Put feeds into every worker's inbox, and keep them for those that come later."""
-        with self._holding():
+        with self._holding:
             self._feeds = tuple(feeds)
             asked = [Warming(self._feeds) for _ in self._workers]
             for worker, warming in zip(self._workers, asked, strict=True):
@@ -129,7 +122,7 @@ class Crew:
 
     def look(self) -> None:
         """Answer what has expired, give up runs that hang, replace workers."""
-        with self._holding():
+        with self._holding:
             now = self.clock()
             self._batcher.drop(now)
             due = self._batcher.due_at(now)
@@ -147,7 +140,7 @@ class Crew:
 
         Returns whether all of it was finished, and the threads that end by themselves.
         """
-        with self._holding():
+        with self._holding:
             self._closing = True
             end = self.clock() + drain_s
             while self._unfinished() and not self._over() and self.clock() < end:
@@ -172,13 +165,13 @@ class Crew:
     def next_for(self, worker: Worker) -> Batch | Warming | None:
         """Wait for a batch or a warm-up; None = end."""
         while True:
-            with self._holding():
+            with self._holding:
                 self._check_own(worker)
                 found = self._find(worker)
                 if found is not None or self._stopped:
                     return found
                 # What `take` has dropped is answered first.
-                if not self._later.calls:
+                if not self._holding.waiting:
                     now = self.clock()
                     due = self._batcher.due_at(now)
                     self._work_came.wait(None if due is None else max(0.0, due - now))
@@ -200,26 +193,28 @@ class Crew:
     def executed(self, worker: Worker, works: Sequence[Work], answers: Sequence[Executed]) -> None:
         """Take works out of a worker's hands, answer them and tell the observer."""
         one = answers[0]
-        with self._holding():
+        with self._holding:
             self.claim(worker, works)
             self._deaths[one.worker] = 0
             for work, answer in zip(works, answers, strict=True):
-                self._tell(work.done.set_result, answer)
+                self._holding.later(work.done.set_result, answer)
             queue_s = [answer.queue_s for answer in answers]
-            self._tell(
+            self._holding.later(
                 self._observer.batch_executed, one.batch, len(works), queue_s, one.infer_s, one.device_ms
             )
 
     def fail(self, works: Sequence[Work], refusal: Refusal) -> None:
         """Refuse works that were claimed."""
-        with self._holding():
+        with self._holding:
             self._refuse_running(works, refusal)
 
     def unfed(self, work: Work, error: Exception) -> None:
         """Answer work that was claimed with the error of making its feeds, which is no fault of the session."""
-        with self._holding():
-            self._tell(work.done.set_exception, error)
-            self._tell(self._observer.refused, error.code if isinstance(error, Refusal) else "internal")
+        with self._holding:
+            self._holding.later(work.done.set_exception, error)
+            self._holding.later(
+                self._observer.refused, error.code if isinstance(error, Refusal) else "internal"
+            )
 
     def limit(self) -> int:
         """Return how many items may run together; one number, read without the lock."""
@@ -227,22 +222,22 @@ class Crew:
 
     def halve(self, items: int) -> None:
         """Lower the batches to half of what memory did not suffice for."""
-        with self._holding():
+        with self._holding:
             before = self._batcher.max_items
             self._batcher.lower(items // 2)
             after = self._batcher.max_items
             if after < before:
                 _LOG.warning("memory does not suffice for %d items at once: %d from now on", items, after)
-                self._tell(self._observer.memory_halved, after)
+                self._holding.later(self._observer.memory_halved, after)
 
     def lost_device(self, text: str) -> None:
         """Give everything up: the device answers no call of this process any more."""
-        with self._holding():
+        with self._holding:
             self._break(f"the GPU's context is lost: {text}")
 
     def ended(self, worker: Worker, error: BaseException | None) -> None:
         """Take note of a thread's end, and of the work and warm-ups it leaves behind."""
-        with self._holding():
+        with self._holding:
             self._hanging.discard(worker)
             if worker.state is not State.HUNG and not self._broken:
                 worker.note = "" if error is None else f"{type(error).__name__}: {error}"
@@ -256,38 +251,24 @@ class Crew:
             self._leave_inbox(worker)
             self._work_done.notify_all()
 
-    # The lock, and what is done with it held.
+    # What is done with the lock held.
 
-    @contextmanager
-    def _holding(self) -> Iterator[None]:
-        """Hold the lock, then make the calls that were put off meanwhile."""
-        try:
-            with self._lock:
-                yield
-                for _ in range(self._batcher.counters.cancelled - self._cancelled):
-                    self._tell(self._observer.refused, "cancelled")
-                self._cancelled = self._batcher.counters.cancelled
-        finally:
-            calls, self._later.calls = self._later.calls, []
-            for call in calls:
-                try:
-                    call()
-                except Exception:  # of an observer or a callback: it must not end a worker
-                    _LOG.exception("an observer of the pool failed")
-
-    def _tell(self, function: Callable[..., object], *arguments: object) -> None:
-        self._later.calls.append(partial(function, *arguments))
+    def _count_cancelled(self) -> None:
+        """Tell the observer what was cancelled since it was told last; with the lock held."""
+        for _ in range(self._batcher.counters.cancelled - self._cancelled):
+            self._holding.later(self._observer.refused, "cancelled")
+        self._cancelled = self._batcher.counters.cancelled
 
     def _mark(self, worker: Worker, state: State) -> None:
         worker.since = self.clock()
         if state is not worker.state:
             worker.state = state
-            self._tell(self._observer.worker_changed, worker.index, state.value)
+            self._holding.later(self._observer.worker_changed, worker.index, state.value)
 
     def _started(self, index: int) -> Worker:
         worker = Worker(index, self, self._engine, self._opening, self._batcher.largest, self._name)
         worker.thread.start()
-        self._tell(self._observer.worker_changed, index, worker.state.value)
+        self._holding.later(self._observer.worker_changed, index, worker.state.value)
         return worker
 
     def _check_open(self, work: Work) -> None:
@@ -364,20 +345,20 @@ class Crew:
             self._refuse_running(works, refusal)
 
     def _refuse_waiting(self, work: Work, refusal: Refusal) -> None:
-        self._tell(refuse, work, refusal)
-        self._tell(self._observer.refused, refusal.code)
+        self._holding.later(refuse, work, refusal)
+        self._holding.later(self._observer.refused, refusal.code)
 
     def _refuse_running(self, works: Sequence[Work], refusal: Refusal) -> None:
         for work in works:
             # Each its own: an exception keeps the traceback of whoever raises it.
-            self._tell(work.done.set_exception, replace(refusal))
-            self._tell(self._observer.refused, refusal.code)
+            self._holding.later(work.done.set_exception, replace(refusal))
+            self._holding.later(self._observer.refused, refusal.code)
 
     def _leave_inbox(self, worker: Worker) -> None:
         while worker.inbox:
             warming = worker.inbox.popleft()
             text = f"worker {worker.index} ended before it was warm: {worker.note or 'the pool was closed'}"
-            self._tell(warming.done.set_exception, BackendError(text))
+            self._holding.later(warming.done.set_exception, BackendError(text))
 
 
 def _broken(why: str) -> Refusal:

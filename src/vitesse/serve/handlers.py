@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from vitesse._version import __version__
@@ -258,10 +258,15 @@ async def _run(
 
 async def _parts(request: Request) -> list[bytes]:
     """Return the whole body in the parts in which it came."""
-    try:
-        return [part async for part in request.stream()]
-    except ClientDisconnect:
-        raise Refusal(499, "cancelled", "the client hung up before its request had come") from None
+    parts: list[bytes] = []
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Refusal(499, "cancelled", "the client hung up before its request had come")
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return parts
 
 
 async def _body(request: Request) -> bytes:
@@ -270,7 +275,7 @@ async def _body(request: Request) -> bytes:
 
 def _check_model(service: Service, request: Request) -> None:
     asked, signature = request.path_params, service.signature
-    if not safe_name(asked["model"]):
+    if asked["model"] != signature.name and not safe_name(asked["model"]):
         text = "the model's name may have 1 to 128 letters, digits and _ . + -, and no path in it"
         raise Refusal(400, "bad_request", text)
     if asked["model"] != signature.name:

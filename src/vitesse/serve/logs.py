@@ -172,7 +172,14 @@ def _answered(
 
 
 def _at(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    """Return a time since 1970 as RFC 3339 has it, in UTC, cut to milliseconds."""
+    whole, part = divmod(int(seconds * 1000), 1000)
+    return f"{_second(whole)}.{part:03d}+00:00"
+
+
+@lru_cache(maxsize=2)
+def _second(number: int) -> str:
+    return datetime.fromtimestamp(number, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 @lru_cache(maxsize=64)
@@ -182,4 +189,5 @@ def _quoted(text: str) -> str:
 
 
 def _struck_out(text: str) -> str:
-    return _CREDENTIALS.sub(r"\1 [struck out]", text)
+    # Nothing is struck out of one word, such as a request's id.
+    return text if text.isalnum() else _CREDENTIALS.sub(r"\1 [struck out]", text)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,13 @@ class ReleaseState:
         """Return the latest release in a phase, None where there is none."""
         return next((release for release in reversed(self.releases) if release.phase is phase), None)
 
-    @property
+    # Asked for each request, and a state never changes.
+    @cached_property
     def live(self) -> Release | None:
         """The release that answers; None: the reference does."""
         return self.in_phase(Phase.LIVE)
 
-    @property
+    @cached_property
     def canary(self) -> Release | None:
         """The release that is being tried."""
         return self.in_phase(Phase.CANARY)
