@@ -195,3 +195,19 @@ def test_an_image_of_pillow_is_prepared_as_its_pixels_are_to_the_last_bit(rules,
         name: array.tobytes() for name, array in from_image.items()
     }
     np.testing.assert_array_equal(prepare(NOISE, spec), prepare(Image.fromarray(NOISE), spec))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    "rules", [{"resize": Resize.LETTERBOX}, {"resize": Resize.SHORTEST}, {"buckets": ((96, 96),)}]
+)
+def test_what_an_image_does_not_cover_is_zero_whatever_the_memory_held(rules, layout, monkeypatch):
+    def used(shape, dtype):
+        return np.full(shape, np.nan, dtype)
+
+    spec = replace(spec_with((40, 40), layout=layout, **rules, **IMAGENET), valid_size_input="valid")
+    expected = feeds([NOISE, NOISE.transpose(1, 0, 2)], spec)["images"]
+    monkeypatch.setattr(np, "empty", used)
+    found = feeds([NOISE, NOISE.transpose(1, 0, 2)], spec)["images"]
+    assert np.isfinite(found).all() and (found == 0).any()
+    np.testing.assert_array_equal(found, expected)

@@ -33,7 +33,7 @@ def prepare(image: Rgb, spec: ModelSpec, name: str = "") -> NDArray[np.float32]:
     """
     rules = spec.preprocessing
     placed = place(size_of(image), rules, name)
-    tensor = np.zeros(_shape(rules, tensor_size([placed], rules)), np.float32)
+    tensor = np.empty(_shape(rules, tensor_size([placed], rules)), np.float32)
     _fill(tensor, image, rules, placed)
     return tensor
 
@@ -55,7 +55,7 @@ def feeds(
     names = names or [f"image {index} of the batch" for index in range(len(images))]
     placements = [place(size_of(image), rules, name) for image, name in zip(images, names, strict=True)]
     size = tensor_size(placements, rules, names)
-    batch = np.zeros((len(images), *_shape(rules, size)), np.float32)
+    batch = np.empty((len(images), *_shape(rules, size)), np.float32)
     for tensor, image, placed in zip(batch, images, placements, strict=True):
         _fill(tensor, image, rules, placed)
     inputs: dict[str, NDArray[np.generic]] = {spec.image_input: batch}
@@ -179,32 +179,39 @@ def place(size: tuple[int, int], rules: Preprocessing, name: str = "") -> Placem
 
 
 def _fill(tensor: NDArray[np.float32], image: Rgb, rules: Preprocessing, placed: Placement) -> None:
-    """Write the normalised image into `tensor`; what it does not cover stays as it was."""
+    """Write the normalised image into `tensor`, and zeros where it does not cover it."""
     if placed.resized != size_of(image):
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
         image = picture.resize((placed.resized[1], placed.resized[0]), _filter(rules.resample))
+    planes = tensor if rules.layout == "NCHW" else tensor.transpose(2, 0, 1)
     top, left = -placed.top, -placed.left
-    height, width = tensor.shape[1:] if rules.layout == "NCHW" else tensor.shape[:2]
-    pixels = np.asarray(image)[top : top + height, left : left + width]
-    rows, columns = pixels.shape[:2]
+    height, width = planes.shape[1:]
+    pixels = np.asarray(image)[top : top + height, left : left + width].transpose(2, 0, 1)
+    pixels = pixels if rules.color == "RGB" else pixels[::-1]
+    rows, columns = pixels.shape[1:]
     divisor, mean, std = _normalisation(rules)
-    for channel in range(3):
-        position = channel if rules.color == "RGB" else 2 - channel
-        plane = (tensor[position] if rules.layout == "NCHW" else tensor[..., position])[:rows, :columns]
+    # Planes together where they lie together: each operation gives the interpreter's lock away and waits for it. Where
+    # channels lie side by side, three means would be a loop of three values for each pixel.
+    for part in [slice(0, 3)] if rules.layout == "NCHW" else [slice(0, 1), slice(1, 2), slice(2, 3)]:
+        out = planes[part, :rows, :columns]
         # in place and step by step: no copy in memory, and the very roundings of the usual float32 formula
-        np.divide(pixels[..., channel], divisor, out=plane, dtype=np.float32)
-        plane -= mean[channel]
-        plane /= std[channel]
+        np.divide(pixels[part], divisor, out=out, dtype=np.float32)
+        out -= mean[part]
+        out /= std[part]
+    planes[:, rows:] = 0
+    planes[:, :rows, columns:] = 0
 
 
 @lru_cache(maxsize=64)
 def _normalisation(rules: Preprocessing) -> tuple[np.float32, NDArray[np.float32], NDArray[np.float32]]:
-    """What pixels are divided by (255 for a scale of 1/255), and mean and std per RGB channel."""
+    """What pixels are divided by (255 for a scale of 1/255); mean and std (3, 1, 1) in the order of the channels."""
     if any(not np.isfinite(value) or value == 0 for value in (rules.scale, *rules.std)):
         raise SpecError(
             f"the spec's scale is {rules.scale}, its std {rules.std}", expected="finite numbers other than 0"
         )
-    return np.float32(1 / rules.scale), np.array(rules.mean, np.float32), np.array(rules.std, np.float32)
+    order = 1 if rules.color == "RGB" else -1
+    mean, std = (np.array(values, np.float32)[::order, None, None] for values in (rules.mean, rules.std))
+    return np.float32(1 / rules.scale), mean, std
 
 
 @lru_cache(maxsize=64)
