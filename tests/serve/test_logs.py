@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import threading
 import time
 
 import pytest
@@ -163,3 +164,24 @@ def test_any_other_request_id_is_made_anew(odd):
     made = logs.request_id(odd)
     assert made != odd and len(made) == 16
     assert made != logs.request_id(odd)
+
+
+def test_lines_of_many_threads_stay_in_the_order_of_each(written):
+    def answer(name):
+        for number in range(200):
+            logs.log_request(f"{name}.{number}", "/v1/detect", 200 if number % 20 else 400, 0.01)
+
+    threads = [threading.Thread(target=answer, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = [line["request_id"].split(".") for line in written()]
+    for name in "abcd":
+        assert [number for of, number in found if of == name] == [str(number) for number in range(200)]
+
+
+def test_the_time_of_a_line_is_when_the_request_was_answered(written, monkeypatch):
+    monkeypatch.setattr(logs.time, "time", lambda: 1_700_000_000.0429)
+    logs.log_request("abc", "/v1/detect", 200, 0.01)
+    assert written()[0]["time"] == "2023-11-14T22:13:20.042+00:00"

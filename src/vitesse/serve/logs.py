@@ -11,7 +11,7 @@ import threading
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Final, TextIO
+from typing import Final, NamedTuple, TextIO
 
 NAME: Final = "vitesse.serve"
 # In the order in which they are written; whatever else a record carries is left out.
@@ -25,6 +25,7 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 # thread and wait for it to come back: a fifth of the processor time of a small request.
 LATE_S: Final = 0.1
 _ENCODER = json.JSONEncoder(default=str)
+_LOGGER = logging.getLogger(NAME)
 _CREDENTIALS = re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\",;]+")
 
 
@@ -49,37 +50,68 @@ class JsonLines(logging.Formatter):
         return _ENCODER.encode(line)
 
 
+class _Answered(NamedTuple):
+    """What the line of an answered request says; `at` is seconds since 1970."""
+
+    at: float
+    request_id: str
+    route: str
+    status: int
+    ms: float
+    served_by: str | None
+    batch: int | None
+
+    def line(self) -> str:
+        """Return what `JsonLines` would write of it: a record and its way there cost as much as parsing the request."""
+        by = "" if self.served_by is None else f'"served_by": {_quoted(self.served_by)}, '
+        of = "" if self.batch is None else f'"batch": {self.batch}, '
+        named = _ENCODER.encode(_struck_out(self.request_id))
+        return (
+            f'{{"time": "{_at(self.at)}", "level": "INFO", "request_id": {named}, "route": {_quoted(self.route)}, '
+            f'"status": {self.status}, "ms": {self.ms}, {by}{of}"text": "answered"}}'
+        )
+
+
 class _InBatches(logging.StreamHandler[TextIO]):
-    """Writes records at once and lines that it keeps together, at most `LATE_S` late; all in their order."""
+    """Writes records at once and answered requests together, at most `LATE_S` late; all in their order.
+
+    Their lines are made when they are written, many in a row: between two requests that code would be cold each time.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._lines: list[str] = []
+        self._kept: list[str | _Answered] = []
+        self._keeping = threading.Lock()  # for the list alone: nobody waits for lines that are being written
         self._came, self._writer = threading.Event(), threading.Thread(target=self._write, daemon=True)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record; called with the handler's lock held."""
         try:
-            self._lines.append(self.format(record) + self.terminator)
+            line = self.format(record)
+            with self._keeping:
+                self._kept.append(line)
             self.flush()
         except Exception:
             self.handleError(record)
 
-    def keep(self, line: str) -> None:
-        """Take a line that may be late."""
-        with self._locked():
-            self._lines.append(line + self.terminator)
-            if len(self._lines) == 1:
-                if self._writer.ident is None:
-                    self._writer.start()
-                self._came.set()
+    def keep(self, answered: _Answered) -> None:
+        """Take an answered request."""
+        with self._keeping:
+            self._kept.append(answered)
+            first = len(self._kept) == 1
+        if first:
+            if self._writer.ident is None:
+                self._writer.start()
+            self._came.set()
 
     def flush(self) -> None:
         """Write what waits; also at the process's end, by `logging.shutdown`."""
         with self._locked():
-            lines, self._lines = self._lines, []
+            with self._keeping:
+                kept, self._kept = self._kept, []
+            lines = [one if isinstance(one, str) else one.line() for one in kept]
             if lines:
-                self.stream.write("".join(lines))
+                self.stream.write(self.terminator.join(lines) + self.terminator)
             super().flush()
 
     def _locked(self) -> threading.RLock:
@@ -135,12 +167,12 @@ def log_request(
         status: of HTTP; 5xx is an ERROR, but 503 and 4xx are WARNINGs: the server is well. seconds: to the answer.
         served_by: the variant. batch: items that ran together. text: the refusal's sentence.
     """
-    logger, ms = logging.getLogger(NAME), round(seconds * 1e3, 2)
+    logger, ms = _LOGGER, round(seconds * 1e3, 2)
     if status < 400:
         handler = logger.handlers[0] if len(logger.handlers) == 1 else None
         if isinstance(handler, _InBatches) and not text:
             if logger.isEnabledFor(logging.INFO):
-                handler.keep(_answered(request_id, route, status, ms, served_by, batch))
+                handler.keep(_Answered(time.time(), request_id, route, status, ms, served_by, batch))
             return
         level = logging.INFO
     else:
@@ -157,18 +189,6 @@ def log_request(
         # As `logger.log`, which would first look for the line of code that called it: half of the time.
         record = logger.makeRecord(NAME, level, "", 0, "%s", (text or "answered",), None, extra=fields)
         logger.handle(record)
-
-
-def _answered(
-    request_id: str, route: str, status: int, ms: float, served_by: str | None, batch: int | None
-) -> str:
-    """Return the line that `JsonLines` would write: a record and its way there cost as much as parsing the request."""
-    by = "" if served_by is None else f'"served_by": {_quoted(served_by)}, '
-    of = "" if batch is None else f'"batch": {batch}, '
-    return (
-        f'{{"time": "{_at(time.time())}", "level": "INFO", "request_id": {_ENCODER.encode(_struck_out(request_id))}, '
-        f'"route": {_quoted(route)}, "status": {status}, "ms": {ms}, {by}{of}"text": "answered"}}'
-    )
 
 
 def _at(seconds: float) -> str:
