@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from serve.releases.router_bench import Bench
 from serve.sessions import SOON_S, Clock, EchoEngine, Gate, Heard, answer, asked, pool, refusal, submitted
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.work import Arrays, Work
@@ -139,3 +140,54 @@ def test_closing_waits_for_feeds_that_are_being_made() -> None:
         answer(work)
         closing.join(SOON_S)
         assert not closing.is_alive()
+
+
+# Through the router: for which release they are made.
+
+
+def of_release(name: str) -> Arrays:
+    """Feeds that say for whom they were made."""
+    return {"x": np.full((1, 2), len(name), np.float32)}
+
+
+def fed(bench: Bench, name: str) -> Callable[[Work], None]:
+    """As a worker does: the feeds are made right before the run."""
+
+    def act(work: Work) -> None:
+        assert work.feeds == {} or work.make is not None
+        work.prepare(bench.clock)
+        bench.fakes[name].finish(work)
+
+    return act
+
+
+def test_feeds_that_workers_make_are_made_for_the_release_that_runs_and_for_each_copy() -> None:
+    bench = Bench(compare=True)
+    for name in ("fast", "reference"):
+        bench.fakes[name].act = fed(bench, name)
+    routed = bench.router.submit(unmade(ones, now=bench.clock.now), of_release).result(0)
+    assert routed.executed.outputs["y"].tolist() == [[8.0, 8.0]], "made for `fast`"
+    (copy,) = bench.fakes["reference"].taken
+    assert copy.feeds["x"].tolist() == [[9.0, 9.0]], "made for `reference`"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Refusal(400, "bad_image", "no picture"), Refusal(503, "backend", "no memory"), ZeroDivisionError()],
+)
+def test_feeds_that_cannot_be_made_are_no_fault_of_the_release(error: Exception) -> None:
+    def no_feeds(release: str) -> Arrays:
+        raise error
+
+    def act(work: Work) -> None:
+        with pytest.raises(type(error)) as caught:
+            work.prepare(bench.clock)
+        work.done.set_exception(caught.value)
+
+    bench = Bench()
+    bench.fakes["fast"].act = act
+    for _ in range(8):
+        assert bench.router.submit(unmade(ones, now=bench.clock.now), no_feeds).exception(0) is error
+    assert not bench.fakes["reference"].taken and not bench.heard.breaker
+    bench.fakes["fast"].act = None
+    assert bench.served_by() == "fast"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.releases.test_router import Bench, crash
+from serve.releases.router_bench import Bench, crash
 from vitesse.backends.protocol import TensorInfo
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.releases.fitting import misfit

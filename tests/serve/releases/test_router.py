@@ -1,125 +1,15 @@
 """The router over executors that fail on demand: every request is answered, by whom is said, and state is kept."""
 
-from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from serve.releases.router_bench import Bench, crash
 from vitesse.errors import UsageError
 from vitesse.serve.refusals import Refusal
-from vitesse.serve.releases.breaker import Breaker, Thresholds
-from vitesse.serve.releases.observer import Unobserved
-from vitesse.serve.releases.router import Routed, Router
-from vitesse.serve.releases.state import Phase, ReleaseState, StateFile
-from vitesse.serve.work import Arrays, Executed, Work
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Fake:
-    """Doubles its feeds at once; or holds the work back; or does what `act` says."""
-
-    def __init__(self) -> None:
-        self.taken: list[Work] = []
-        self.act: Callable[[Work], object] | None = None
-        self.hold = False
-        self.waiting, self.capacity = 0, 10
-
-    def depth(self) -> int:
-        return self.waiting
-
-    def submit(self, work: Work) -> None:
-        self.taken.append(work)
-        if self.act is not None:
-            self.act(work)
-        elif not self.hold:
-            self.finish(work)
-
-    def finish(self, work: Work, value: float | None = None, seconds: float = 0.01) -> None:
-        outputs = 2 * work.feeds["x"] if value is None else np.full_like(work.feeds["x"], value)
-        work.done.set_result(Executed({"y": outputs}, 0.0, seconds, work.items, 0))
-
-
-class Pick:
-    """Compares always or never; agreement is 1 for equal arrays, else 0."""
-
-    def __init__(self, compare: bool = False) -> None:
-        self.compare = compare
-
-    def compared(self) -> bool:
-        return self.compare
-
-    def watched(self) -> bool:
-        return False
-
-    def agreement(self, release: str, found: Arrays, expected: Arrays) -> float:
-        return float(np.array_equal(found["y"], expected["y"]))
-
-    def scores(self, release: str, outputs: Arrays) -> tuple[float, ...]:
-        return ()
-
-
-class Heard(Unobserved):
-    def __init__(self) -> None:
-        self.rollbacks: list[tuple[str, str]] = []
-        self.breaker: list[str] = []
-        self.dropped = 0
-        self.noted: list[str] = []
-
-    def rolled_back(self, release: str, kind: str, why: str) -> None:
-        self.rollbacks.append((release, kind))
-
-    def breaker_changed(self, release: str, state: str, why: str) -> None:
-        self.breaker.append(state)
-
-    def shadow_dropped(self, release: str) -> None:
-        self.dropped += 1
-
-    def release_noted(self, release: str, what: str, why: str) -> None:
-        self.noted.append(what)
-
-
-class Bench:
-    """A router with a reference, a live release and a candidate."""
-
-    def __init__(
-        self, folder: Path | None = None, *, compare: bool = False, draw: float = 0.0, **more: Any
-    ) -> None:
-        self.clock, self.heard, self.pick = Clock(), Heard(), Pick(compare)
-        self.fakes = {name: Fake() for name in ("reference", "fast", "new")}
-        file = None if folder is None else StateFile(folder)
-        initial = ReleaseState().with_candidate("fast", "a", 0.0, "").with_candidate("new", "b", 0.0, "")
-        self.router = Router(
-            self.fakes, "reference", "fast", Breaker(self.clock, Thresholds(probes=2)), self.pick, self.clock,
-            lambda: draw, self.heard, state=file, initial=initial.promoted("fast", 0.0, ""), wall=self.clock, **more,
-        )  # fmt: skip
-
-    def send(self, value: float = 1.0) -> Future[Routed]:
-        self.clock.now += 0.01
-        feeds = {"x": np.full((1, 2), value, np.float32)}
-        return self.router.submit(Work(feeds, self.clock.now, self.clock.now + 5, "id"))
-
-    def served_by(self) -> str:
-        return self.send().result(0).served_by
-
-    def trip(self) -> None:
-        self.fakes["fast"].act = crash
-        for _ in range(5):
-            assert self.served_by() == "reference"
-        self.fakes["fast"].act = None
-
-
-def crash(work: Work) -> None:
-    work.done.set_exception(Refusal(500, "backend", "CUDA error"))
+from vitesse.serve.releases.state import Phase, StateFile
+from vitesse.serve.work import Work
 
 
 def test_a_healthy_release_answers_and_the_reference_is_left_alone() -> None:
@@ -379,55 +269,3 @@ def test_each_release_gets_the_feeds_it_takes() -> None:
     work = Work({"x": small}, 0.0, 2000.0)
     routed = bench.router.submit(work, lambda name: {"x": large if name == "reference" else small}).result(0)
     assert routed.executed.outputs["y"].shape == (1, 4)
-
-
-def of_release(name: str) -> Arrays:
-    """Feeds that say for whom they were made."""
-    return {"x": np.full((1, 2), len(name), np.float32)}
-
-
-def unmade(bench: Bench) -> Work:
-    return Work({}, bench.clock.now, bench.clock.now + 5, make=lambda: of_release(""))
-
-
-def fed(bench: Bench, name: str) -> Callable[[Work], None]:
-    """As a worker does: the feeds are made right before the run."""
-
-    def act(work: Work) -> None:
-        assert work.feeds == {} or work.make is not None
-        work.prepare(bench.clock)
-        bench.fakes[name].finish(work)
-
-    return act
-
-
-def test_feeds_that_workers_make_are_made_for_the_release_that_runs_and_for_each_copy() -> None:
-    bench = Bench(compare=True)
-    for name in ("fast", "reference"):
-        bench.fakes[name].act = fed(bench, name)
-    routed = bench.router.submit(unmade(bench), of_release).result(0)
-    assert routed.executed.outputs["y"].tolist() == [[8.0, 8.0]], "made for `fast`"
-    (copy,) = bench.fakes["reference"].taken
-    assert copy.feeds["x"].tolist() == [[9.0, 9.0]], "made for `reference`"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [Refusal(400, "bad_image", "no picture"), Refusal(503, "backend", "no memory"), ZeroDivisionError()],
-)
-def test_feeds_that_cannot_be_made_are_no_fault_of_the_release(error: Exception) -> None:
-    def no_feeds(release: str) -> Arrays:
-        raise error
-
-    def act(work: Work) -> None:
-        with pytest.raises(type(error)) as caught:
-            work.prepare(bench.clock)
-        work.done.set_exception(caught.value)
-
-    bench = Bench()
-    bench.fakes["fast"].act = act
-    for _ in range(8):
-        assert bench.router.submit(unmade(bench), no_feeds).exception(0) is error
-    assert not bench.fakes["reference"].taken and not bench.heard.breaker
-    bench.fakes["fast"].act = None
-    assert bench.served_by() == "fast"
