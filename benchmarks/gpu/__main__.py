@@ -28,7 +28,7 @@ from typing import Any
 
 from .tables import write_page
 
-DEFAULT_PEERS, NO_PEERS = "all", "none"
+ALL, NO_PEERS = "all", "none"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("what", nargs="?", choices=tuple(DO))
     parser.add_argument("--rows", default="", help="MODEL:BATCH:PRECISION,… (default: all of the table)")
-    parser.add_argument("--peers", default=DEFAULT_PEERS, help=f"labels, with commas between; or {NO_PEERS}")
+    parser.add_argument("--peers", default=ALL, help=f"labels, with commas between; or {NO_PEERS}")
     parser.add_argument("--without-ours", action="store_true", help="peers alone")
     parser.add_argument("--seconds", type=float, default=6.0, help="of measuring, for each model and batch")
     parser.add_argument(
@@ -56,6 +56,9 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--build-seconds", type=float, default=0.2, help="that a build measures one step for")
     parser.add_argument("--limit-s", type=float, default=120.0, help="that a candidate may take to get ready")
+    parser.add_argument("--at-once", action="store_true", help="groups side by side but for what is measured")
+    parser.add_argument("--loads", default=ALL, help="MODEL:BATCH,… whose loading is timed")
+    parser.add_argument("--profiles", action="store_true", help="look where the target's time goes, too")
     parser.add_argument(
         "--images", type=Path, help="labelled images for accuracy (default: those of the examples)"
     )
@@ -115,7 +118,20 @@ def race(given: argparse.Namespace, record: Record) -> None:
     groups = groups_of(rows)
     batches = {row.model: sorted({other.batch for other in rows if other.model == row.model}) for row in rows}
     peers = peers_of(given.peers)
+    effort = Effort(given.tactics, given.build_seconds)
+    loads = None if given.loads == ALL else [one.strip() for one in given.loads.split(",")]
     record.add("limit_s", given.limit_s)
+    if given.at_once:
+        from . import at_once
+
+        settings = at_once.Settings(
+            str(given.folder), given.device, peers, given.seconds, given.limit_s, batches,
+            not given.without_ours, effort, loads, given.profiles,
+        )  # fmt: skip
+        made = at_once.prepare(groups, settings)
+        record.add("compiled", made)
+        at_once.race(groups, settings, made, lambda said: take(record, said["group"], said["found"]))
+        return
     compiled = compile_all(groups, peers, given.folder, given.limit_s)
     record.add("compiled", compiled)
     run = Race(
@@ -126,8 +142,10 @@ def race(given: argparse.Namespace, record: Record) -> None:
         given.limit_s,
         batches,
         not given.without_ours,
-        Effort(given.tactics, given.build_seconds),
+        effort,
         unready(compiled),
+        loads,
+        given.profiles,
     )
     for group in groups:
         try:
@@ -135,8 +153,15 @@ def race(given: argparse.Namespace, record: Record) -> None:
         except Exception as error:
             kept = record.content.get("groups", {}).get(group.name, {"precisions": list(group.precisions)})
             found = {**kept, "failed": f"{type(error).__name__}: {error}"[:400]}
-        record.add(group.name, found, under="groups")
-        print(group.name, shown(found), flush=True)
+        take(record, group.name, found)
+
+
+def take(record: Record, name: str, found: dict[str, Any]) -> None:
+    """Keep what a group found; its profiles lie where those of `profile` do."""
+    for precision, profile in found.pop("profiles", {}).items():
+        record.add(f"{name}:{precision}", profile, under="rows")
+    record.add(name, found, under="groups")
+    print(name, shown(found), flush=True)
 
 
 def shown(found: dict[str, Any]) -> Any:
@@ -155,7 +180,7 @@ def peers_of(text: str) -> list[str]:
 
     if text == NO_PEERS:
         return []
-    labels = list(PEERS) if text == DEFAULT_PEERS else [one.strip() for one in text.split(",")]
+    labels = list(PEERS) if text == ALL else [one.strip() for one in text.split(",")]
     for label in labels:
         if label not in PEERS:
             raise ValueError(f"no peer {label!r}: expected some of: {', '.join(PEERS)}")

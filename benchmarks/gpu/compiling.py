@@ -1,27 +1,33 @@
 """torch.compile ahead of the race, in processes of their own: its caches are full when the race opens the candidates.
 
-A process can be stopped when its time is over, and several compile at once. Those that choose kernels by measuring on
-the GPU (max-autotune) do so one after the other.
+A process can be stopped when its time is over, and several compile at once. When they choose kernels by timing them on
+the GPU they take turns.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from vitesse.backends.torch_cuda.turns import turn
+from vitesse.environment import usable_cores
+
+from .apart import run_apart
 from .models import MODELS, module_of
 from .peers import MODES, PEERS, Candidate, Setting
 from .race import Group
 
-AT_ONCE = 3
+# A compilation is one busy thread and a few workers.
+AT_ONCE = max(2, 3 * usable_cores() // 4)
+Task = Callable[[], float | str]
 DEFAULT, OVERHEAD = "torch.compile", "torch.compile reduce-overhead"
 
 
@@ -32,21 +38,34 @@ def compile_all(
 
     reduce-overhead is compiled as the default mode, whose kernels it takes.
     """
+    tasks = compilations(groups, peers, folder, limit_s)
+    return side_by_side(tasks, AT_ONCE)
+
+
+def compilations(
+    groups: Sequence[Group], peers: Sequence[str], folder: Path, limit_s: float
+) -> dict[str, Task]:
+    """What there is to compile, the longest first."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((folder / "inductor").resolve())
+    # As many workers in all as there are cores.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, usable_cores() // AT_ONCE)))
     asked = [DEFAULT if label == OVERHEAD else label for label in peers if label in MODES]
-    labels = list(dict.fromkeys(asked))
+    labels = sorted(dict.fromkeys(asked), key=lambda label: "autotune" not in label)
+    return {
+        f"{group.name} {label}": partial(compiled_apart, group, label, folder, limit_s)
+        for label in labels
+        for group in groups
+    }
+
+
+def side_by_side(tasks: Mapping[str, Task], at_once: int) -> dict[str, str | float]:
+    """Run tasks that wait for processes; name → what each returned, printed as it comes."""
     found: dict[str, str | float] = {}
-    with ThreadPoolExecutor(AT_ONCE) as several, ThreadPoolExecutor(1) as one:
-        tasks = {
-            f"{group.name} {label}": (one if "autotune" in label else several).submit(
-                compiled_apart, group, label, folder, limit_s
-            )
-            for label in labels
-            for group in groups
-        }
-        for name, task in tasks.items():
-            found[name] = task.result()
-            print(f"compiled {name}: {found[name]}", flush=True)
+    with ThreadPoolExecutor(at_once) as pool:
+        begun = {pool.submit(task): name for name, task in tasks.items()}
+        for done in as_completed(begun):
+            found[begun[done]] = done.result()
+            print(f"made {begun[done]}: {found[begun[done]]}", flush=True)
     return found
 
 
@@ -64,33 +83,21 @@ def unready(compiled: Mapping[str, str | float]) -> dict[str, str]:
 def compiled_apart(group: Group, label: str, folder: Path, limit_s: float) -> float | str:
     """Compile one candidate in a process; seconds, or why not."""
     precision = "fp32" if group.precisions == ("fp32",) else "fp16"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu.compiling",
-        group.model,
-        str(group.batch),
-        precision,
-        label,
-    ]
-    began = time.perf_counter()
-    # With its workers in a session of their own: they end with it.
-    process = subprocess.Popen(
-        [*command, str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).resolve().parents[2],
-        start_new_session=True,
-    )
-    try:
-        _, said = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.communicate()
-        return f"not finished in {limit_s:g} s"
-    last = next((line for line in reversed(said.splitlines()) if line.strip()), "no message")
-    return round(time.perf_counter() - began, 1) if process.returncode == 0 else f"failed: {last[:300]}"
+    arguments = [group.model, str(group.batch), precision, label, str(folder)]
+    return run_apart("benchmarks.gpu.compiling", arguments, limit_s)
+
+
+def measured_in_turns(device: torch.device) -> None:
+    """Let the compiler time kernels only while no other process on the GPU does."""
+    from torch._inductor.runtime.benchmarking import Benchmarker
+
+    alone = Benchmarker.benchmark
+
+    def benchmark(self: Any, *given: Any, **named: Any) -> Any:
+        with turn(device):
+            return alone(self, *given, **named)
+
+    Benchmarker.benchmark = benchmark  # type: ignore[method-assign]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -99,6 +106,7 @@ def main(arguments: Sequence[str]) -> None:
     model = MODELS[name]
     images = torch.randn(int(batch), 3, *model.size, device=device)
     dtype = torch.float32 if precision == "fp32" else torch.float16
+    measured_in_turns(device)
     given = Setting(model, module_of(model), images, dtype, device, None, Path(folder), 3600)
     with ExitStack() as stack:
         opened: AbstractContextManager[Candidate] = PEERS[label](given)

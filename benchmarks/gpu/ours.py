@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +25,12 @@ from vitesse.benchmark.fresh_process import fresh_process
 from vitesse.storage import sha256_of
 
 from . import graphs
+from .apart import run_apart
 from .models import INPUT
 from .peers import Candidate
 
 TARGET = "torch-cuda"
+MADE = "made.json"
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,30 @@ def build(folder: Path, name: str, precision: str, batches: Sequence[int], effor
     return Made(built.artifact, time.perf_counter() - began, dict(built.changes), built.notes)
 
 
+def build_apart(
+    folder: Path, name: str, precision: str, batches: Sequence[int], effort: Effort, limit_s: float
+) -> float | str:
+    """Build in a process of its own, for `known` to find; seconds, or why not."""
+    numbers = [*map(str, batches), str(effort.tactics), str(effort.seconds)]
+    return run_apart("benchmarks.gpu.ours", [str(folder), name, precision, *numbers], limit_s)
+
+
+def known(folder: Path, name: str, precision: str) -> Made | None:
+    """What `build_apart` made."""
+    artifact, path = last_built(folder, name, precision), _store(folder, name, precision) / MADE
+    if artifact is None or not path.is_file():
+        return None
+    said = json.loads(path.read_text())
+    return Made(artifact, said["build_s"], said["changes"], tuple(said["notes"]))
+
+
+def main(arguments: Sequence[str]) -> None:
+    folder, name, precision, *batches = arguments[:-2]
+    effort = Effort(int(arguments[-2]), float(arguments[-1]))
+    made = build(Path(folder), name, precision, [int(one) for one in batches], effort)
+    (_store(Path(folder), name, precision) / MADE).write_text(json.dumps(made.to_json()))
+
+
 def last_built(folder: Path, name: str, precision: str) -> Artifact | None:
     """The artifact that `build` left in the folder last, for whatever batches; None where there is none."""
     left = sorted(_store(folder, name, precision).glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
@@ -105,14 +133,9 @@ def opened(artifact: Artifact, images: Tensor) -> Iterator[Candidate]:
         run()
         # Its own stream waits for the current one, and the current one for it.
         stream = torch.cuda.current_stream() if images.is_cuda else None
-        yield Candidate(run, stream, {"graphs": runner.graphs, "notes": list(getattr(engine, "notes", ()))})
-
-
-def steps(artifact: Artifact, images: Tensor) -> list[dict[str, Any]]:
-    """What the plan for these images says of its nodes: step, tactic, and what the tactic took when it was chosen."""
-    with backend(TARGET).load(artifact) as engine:
+        about = {"graphs": runner.graphs, "notes": list(getattr(engine, "notes", ()))}
         planned: Any = engine
-        return [asdict(row) for row in planned.plan({INPUT: tuple(images.shape)}).describe()]
+        yield Candidate(run, stream, about, lambda: [asdict(row) for row in planned.plan(shapes).describe()])
 
 
 def load_times(artifact: Artifact, images: Tensor) -> dict[str, Any]:
@@ -128,3 +151,7 @@ def load_times(artifact: Artifact, images: Tensor) -> dict[str, Any]:
             if before is not None:
                 os.environ["TRITON_CACHE_DIR"] = before
     return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -57,12 +57,19 @@ class Setting:
 
 
 class Candidate:
-    """A function of nothing that enqueues one call on `stream` and gives tensors, which the next call overwrites."""
+    """A function of nothing that enqueues one call on `stream` and gives tensors, which the next call overwrites.
+
+    `steps`: what a plan says of its nodes: step, tactic, and what the tactic took when it was chosen.
+    """
 
     def __init__(
-        self, enqueue: Callable[[], tuple[Tensor, ...]], stream: Any, about: Mapping[str, Any] | None = None
+        self,
+        enqueue: Callable[[], tuple[Tensor, ...]],
+        stream: Any,
+        about: Mapping[str, Any] | None = None,
+        steps: Callable[[], list[dict[str, Any]]] = list,
     ):
-        self._enqueue, self.stream, self.about = enqueue, stream, dict(about or {})
+        self._enqueue, self.stream, self.about, self.steps = enqueue, stream, dict(about or {}), steps
 
     def call(self) -> None:
         self._enqueue()

@@ -23,8 +23,12 @@ def profiled(artifact: Artifact, row: Row, device: str) -> dict[str, Any]:
     """Kernels and steps of a built artifact at a row's shape."""
     images = torch.randn(row.batch, 3, *MODELS[row.model].size, device=device)
     with ours.opened(artifact, images) as candidate:
-        found = kernels(candidate)
-    return {"kernels": found, "steps": ours.steps(artifact, images)}
+        return of_candidate(candidate)
+
+
+def of_candidate(candidate: Candidate) -> dict[str, Any]:
+    """Kernels and steps of one that is open."""
+    return {"kernels": kernels(candidate), "steps": candidate.steps()}
 
 
 def kernels(candidate: Candidate) -> list[dict[str, Any]]:

@@ -17,14 +17,17 @@ from vitesse.benchmark.watch import Watch
 from vitesse.errors import VitesseError
 
 from . import graphs, ours
+from .memory import memory
 from .models import MODELS, module_of
 from .ours import FULL, Effort
 from .peers import PEERS, Candidate, OutOfTime, Setting
+from .profiling import of_candidate
 from .rows import Row
 from .timing import alone, interleaved
 
 # Characters of an error's message that are kept.
 CUT = 400
+Keep = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,19 @@ def groups_of(rows: Sequence[Row]) -> list[Group]:
 
 
 @dataclass
+class Opened:
+    """A group whose candidates are ready: each by label, and what is known of them."""
+
+    group: Group
+    setting: Setting
+    timed: dict[str, Candidate] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.found |= {"precisions": list(self.group.precisions), "candidates": {}, "refused": {}}
+
+
+@dataclass
 class Race:
     """What groups share: where files lie, which peers, how long; and what was built already.
 
@@ -57,6 +73,8 @@ class Race:
         ours: False leaves out the target itself.
         effort: of its builds.
         unready: `GROUP LABEL` → why a candidate is not tried: it could not be compiled ahead.
+        loads: groups of which loading is timed, in fresh processes; None: of all.
+        profiles: look at the kernels of the target's candidates, too.
     """
 
     folder: Path
@@ -68,41 +86,63 @@ class Race:
     ours: bool = True
     effort: Effort = FULL
     unready: Mapping[str, str] = field(default_factory=dict)
+    loads: Sequence[str] | None = None
+    profiles: bool = False
     built: dict[tuple[str, str], ours.Made] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
 
-    def run(self, group: Group, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Measure a group; a candidate that fails is told in `refused`, and the others go on.
+    def run(self, group: Group, keep: Keep) -> dict[str, Any]:
+        """Open and measure a group; a candidate that fails is told in `refused`, and the others go on.
 
         Args:
             keep: gets what is known after every candidate, with `alone_ms`, its median in one block of calls, so that
                 a run that is cut off leaves something; no figure of the tables comes from there.
         """
+        with ExitStack() as stack:
+            opened = self.open(group, stack, keep)
+            found = self.measure(opened)
+        self._clear()
+        return found
+
+    def open(self, group: Group, stack: ExitStack, keep: Keep) -> Opened:
+        """Get all candidates of a group ready; they stay open as long as the stack does."""
         given = self._setting(group)
         wanted = reference(given)
-        found: dict[str, Any] = {"precisions": list(group.precisions), "candidates": {}, "refused": {}}
-        with ExitStack() as stack:
-            timed: dict[str, Candidate] = {}
-            for label, begin in self._openers(group, given):
-                if f"{group.name} {label}" in self.unready:
-                    found["refused"][label] = self.unready[f"{group.name} {label}"]
-                    continue
-                print(group.name, label, flush=True)
-                try:
-                    one, about = self._opened(begin, stack, wanted)
-                    about["alone_ms"] = alone(one)
-                    timed[label], found["candidates"][label] = one, about
-                except (Exception, OutOfTime) as error:
-                    found["refused"][label] = self._words(error)
-                    print(group.name, label, found["refused"][label], flush=True)
-                keep(found)
-            with Watch(given.device.index or 0 if given.device.type == "cuda" else None) as watch:
-                samples = interleaved(timed, self.seconds)
-                found["observed"] = watch.observed().to_json()
+        opened = Opened(group, given)
+        refused = opened.found["refused"]
+        for label, begin in self._openers(group, given):
+            if f"{group.name} {label}" in self.unready:
+                refused[label] = self.unready[f"{group.name} {label}"]
+                continue
+            print(group.name, label, flush=True)
+            try:
+                one, about = self._opened(begin, stack, wanted)
+                about["alone_ms"] = alone(one)
+                opened.timed[label], opened.found["candidates"][label] = one, about
+            except (Exception, OutOfTime) as error:
+                refused[label] = self._words(error)
+                print(group.name, label, refused[label], flush=True)
+            keep(opened.found)
+        return opened
+
+    def measure(self, opened: Opened) -> dict[str, Any]:
+        """Time what was opened, interleaved; of the target, look where its time goes and how long it loads."""
+        found, given = opened.found, opened.setting
+        with Watch(given.device.index or 0 if given.device.type == "cuda" else None) as watch:
+            samples = interleaved(opened.timed, self.seconds)
+            found["observed"] = watch.observed().to_json()
         for label, some in samples.items():
             found["candidates"][label] |= some.figures()
         found["samples"] = {label: some.to_json() for label, some in samples.items()}
-        self._clear()
+        for precision in opened.group.precisions:
+            label = ours.label_of(precision)
+            if label not in opened.timed:
+                continue
+            if self.profiles:
+                found.setdefault("profiles", {})[precision] = of_candidate(opened.timed[label])
+            if self.loads is None or opened.group.name in self.loads:
+                artifact = self.built[opened.group.model, precision].artifact
+                found["candidates"][label]["load"] = ours.load_times(artifact, given.images)
         return found
 
     def _setting(self, group: Group) -> Setting:
@@ -133,13 +173,12 @@ class Race:
         if key not in self.built:
             self.built[key] = ours.build(self.folder, *key, self.batches[group.model], self.effort)
         made = self.built[key]
-        about = {"build": made.to_json(), "load": ours.load_times(made.artifact, given.images)}
-        return ours.opened(made.artifact, given.images), about
+        return ours.opened(made.artifact, given.images), {"build": made.to_json()}
 
     def _opened(self, begin: Any, stack: ExitStack, wanted: list[Tensor]) -> tuple[Candidate, dict[str, Any]]:
         manager, about = begin()
         self._clear()
-        before = _memory(self.device)
+        before = memory(self.device)
         began = time.perf_counter()
         # Entered alone, so that one whose outputs are of no use is closed at once.
         with ExitStack() as own:
@@ -151,10 +190,11 @@ class Race:
             about["parity"] = parity(candidate.outputs(), wanted)
             stack.push(own.pop_all())
         if before is not None:
-            allocated, free = before
-            peak = torch.cuda.max_memory_allocated() - allocated
+            peak = torch.cuda.max_memory_allocated() - before.allocated
             torch.cuda.empty_cache()
-            about["memory_mb"] = round(max(peak, free - torch.cuda.mem_get_info()[0]) / 1e6, 1)
+            after = memory(self.device)
+            assert after is not None
+            about["memory_mb"] = round(max(peak, after.used - before.used) / 1e6, 1)
         return candidate, about
 
     def _clear(self) -> None:
@@ -206,8 +246,3 @@ def _distance(found: Tensor, wanted: Tensor) -> dict[str, float]:
         "max_rel": largest / float(wanted.abs().max()),
         "norm_rel": float(difference.norm() / wanted.norm()),
     }
-
-
-def _memory(device: torch.device) -> tuple[int, int] | None:
-    """Bytes that torch has allocated, and that are free on the GPU."""
-    return (torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]) if device.type == "cuda" else None

@@ -239,7 +239,7 @@ def load_table(found: Results) -> str:
         "first call ms",
     )
     for name, batch, label, one in candidates(found):
-        if "build" not in one:
+        if "build" not in one or "load" not in one:
             continue
         empty, filled = (one["load"][kind] for kind in ("empty", "filled"))
         cells = [seconds(empty), seconds(filled), shown_ms(filled)]

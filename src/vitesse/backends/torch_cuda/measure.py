@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from vitesse.backends.torch_cuda.turns import turn
+
 Call = Callable[[], object]
 Result = TypeVar("Result")
 
@@ -43,7 +45,7 @@ def microseconds(
     """
     if device.type != "cuda":
         return _on_cpu(calls)
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), turn(device):
         return _Rounds(calls, warm, device).medians(seconds)
 
 
