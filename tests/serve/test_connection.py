@@ -12,7 +12,7 @@ pytest.importorskip("uvicorn", reason="needs the server: pip install 'vitesse[se
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from vitesse.serve.connection import _GATHERED_BYTES, Connection, _Lingering
+from vitesse.serve.connection import _GATHERED_BYTES, RECEIVED, Connection, _Lingering
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n"
 
@@ -86,6 +86,24 @@ def test_nothing_is_written_to_a_connection_that_is_lost() -> None:
     assert after(steps) == []
 
 
+async def asked(app: Any, chunks: list[bytes], length: int) -> list[bytes | str]:
+    """Send an app a request with this body, and return what reached the transport."""
+    config = Config(app, log_config=None, lifespan="off", ws="none")
+    config.load()
+    config.loaded_app = app
+    inner: Any = Transport()
+    connection = Connection(config, ServerState(), {}, asyncio.get_running_loop())
+    connection.connection_made(inner)
+    connection.data_received(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % length)
+    for chunk in chunks:
+        connection.data_received(chunk)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    done: list[bytes | str] = inner.done
+    return done
+
+
 def received(chunks: list[bytes], length: int) -> tuple[list[bytes], list[bytes | str]]:
     """Return the parts in which an app gets a body that comes in these chunks, and what reached the transport."""
     parts: list[bytes] = []
@@ -99,22 +117,7 @@ def received(chunks: list[bytes], length: int) -> tuple[list[bytes], list[bytes 
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    async def go() -> list[bytes | str]:
-        config = Config(app, log_config=None, lifespan="off", ws="none")
-        config.load()
-        config.loaded_app = app
-        inner: Any = Transport()
-        connection = Connection(config, ServerState(), {}, asyncio.get_running_loop())
-        connection.connection_made(inner)
-        connection.data_received(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % length)
-        for chunk in chunks:
-            connection.data_received(chunk)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        connection.connection_lost(None)
-        return inner.done
-
-    return parts, asyncio.run(go())
+    return parts, asyncio.run(asked(app, chunks, length))
 
 
 def test_a_body_reaches_the_app_in_the_parts_in_which_it_came() -> None:
@@ -130,3 +133,16 @@ def test_reading_stops_where_an_app_does_not_take_the_body_and_goes_on_when_it_d
     assert _GATHERED_BYTES < 1_600_000
     assert done[0] == "pause" and "resume" in done
     assert b"".join(parts) == b"".join(chunks)
+
+
+def test_an_app_can_see_which_parts_are_here() -> None:
+    seen: list[list[bytes]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        here = scope["extensions"][RECEIVED]
+        seen.append(list(here))
+        await receive()
+        seen.append(list(here))
+
+    asyncio.run(asked(app, [b"ab", b"cd"], 4))
+    assert seen == [[b"ab", b"cd"], [b"cd"]]

@@ -22,6 +22,8 @@ from vitesse.serve.refusals import Refusal
 
 # A refused body is read and dropped for so long, or its sender would see a reset connection instead of the refusal.
 LINGER_S = 2.0
+# In a scope's extensions: the parts of the body that have come and were not taken yet.
+RECEIVED = "vitesse.received"
 # The app is not woken before so much of a body is here, or all of it: uvicorn wakes it, and stops and starts reading,
 # for every 64 KiB. It bounds what is held of a body that nobody reads.
 _GATHERED_BYTES = 1024 * 1024
@@ -190,6 +192,8 @@ class Connection(HttpToolsProtocol):
         # uvicorn names its class in the middle of a long method, and the app has not begun yet.
         self.cycle.__class__ = _Cycle
         self.cycle.parts = deque()  # type: ignore[attr-defined]
+        # Not the cycle itself, which has the scope: the two would be garbage that only the collector finds.
+        self.cycle.scope["extensions"] = {RECEIVED: self.cycle.parts}  # type: ignore[attr-defined]
         self._gathered_bytes = 0
 
     def on_body(self, body: bytes) -> None:

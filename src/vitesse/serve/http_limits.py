@@ -6,11 +6,12 @@ Headers and connections have theirs in `connection`; what a body unpacks to, in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vitesse.serve.connection import RECEIVED
 from vitesse.serve.limits import Limits
 from vitesse.serve.refusals import Refusal
 
@@ -69,6 +70,7 @@ class _Body:
         self._length = header_of(scope, b"content-length")
         self._got = 0
         self._deadline: float | None = None
+        self._here: Collection[bytes] = scope.get("extensions", {}).get(RECEIVED, ())
         self.ended = self._length in (None, "0") and header_of(scope, b"transfer-encoding") is None
 
     def check_length(self) -> None:
@@ -89,8 +91,11 @@ class _Body:
         if self._deadline is None:
             self._deadline = loop.time() + self._limits.body_s
         try:
-            async with asyncio.timeout_at(self._deadline):
+            if self._here:  # most bodies are, as a whole: nothing is waited for
                 message = await self._receive()
+            else:
+                async with asyncio.timeout_at(self._deadline):
+                    message = await self._receive()
         except TimeoutError:
             text = (
                 f"the body did not come within {self._limits.body_s:g} s: at least {self._got} bytes did; "
