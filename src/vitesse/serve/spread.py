@@ -1,7 +1,7 @@
 """Histograms for Prometheus that cost a request less than the client library's.
 
-The library takes two locks for each value and looks at the buckets one after the other; a request brings six values. What
-a scrape reads is the same, sample for sample.
+The library takes two locks for each value and looks at the buckets one after the other; a request brings six values.
+What a scrape reads is the same, sample for sample.
 """
 
 from __future__ import annotations
