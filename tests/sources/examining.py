@@ -60,12 +60,32 @@ class Examined:
     int8_cosine: float
 
 
+@dataclass(frozen=True)
+class Made:
+    """A row's model: opened, exported as the row says, and that cleaned and fused."""
+
+    source: Source
+    exported: Exported
+    fused: onnx.ModelProto
+
+
+_MADE: dict[ModelRow, Made] = {}
+
+
+def made(row: ModelRow, folder: Path) -> Made:
+    """Export a row's model; what several test files look at is traced once, in the folder of the first that asks."""
+    if row not in _MADE:
+        source = row.source(folder)
+        exported = source.export(ExportOptions(size=row.size, dynamic=row.dynamic))
+        _MADE[row] = Made(source, exported, fuse_model(clean_model(exported.model).model).model)
+    return _MADE[row]
+
+
 def examine(row: ModelRow, folder: Path) -> Examined:
     """Take the row's tiny model through export, cleaning, fusing and INT8."""
-    source = row.source(folder)
+    one = made(row, folder)
+    source, exported, fused = one.source, one.exported, one.fused
     options = ExportOptions(size=row.size, dynamic=row.dynamic)
-    exported = source.export(options)
-    fused = fuse_model(clean_model(exported.model).model).model
     shapes = compared_shapes(row, exported)
     feeds = [noise(exported.spec, inputs_of(exported), shape, np.random.default_rng(7)) for shape in shapes]
     answers = [exported.reference(feed) for feed in feeds]

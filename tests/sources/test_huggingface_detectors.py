@@ -16,6 +16,7 @@ transformers = pytest.importorskip(
 
 from fusing import ops, run  # noqa: E402
 from sources.detector_rows import LABELS, QUERIES, ROWS, RT_DETR, RT_DETR_FILE, RT_RESNET, save, tiny_model  # noqa: E402
+from sources.examining import made  # noqa: E402
 from sources.model_rows import ModelRow  # noqa: E402
 from vitesse.data.postprocess import decode  # noqa: E402
 from vitesse.data.results import Detections  # noqa: E402
@@ -165,18 +166,14 @@ def transformers_detections(
     return [{key: value.numpy() for key, value in image.items()} for image in found]
 
 
-def exported(row: ModelRow, folder: Path) -> onnx.ModelProto:
-    model = row.source(folder).export(ExportOptions(size=row.size)).model
-    return fuse_model(clean_model(model).model).model
-
-
 MASKING = {"CumSum", "Sin", "Cos", "And", "Not", "Less", "GatherND", "Resize", "BatchNormalization"}
 
 
 @pytest.mark.slow
 def test_without_padding_no_mask_is_left_in_the_graph(tmp_path: Path) -> None:
     row = BY_NAME["DETR"]
-    assert not ops(exported(row, tmp_path)).keys() & MASKING
+    assert row.dynamic == FIXED_SIZE
+    assert not ops(made(row, tmp_path / "whole").fused).keys() & MASKING
     network = built(row, tmp_path)
     plain = replace(network, module=Plain(untouched(row, tmp_path)))
     as_it_is = fuse_model(clean_model(trace(plain, ExportOptions(size=row.size))).model).model
@@ -209,7 +206,7 @@ def class_heads(model: onnx.ModelProto, outputs: int) -> int:
     [("RT-DETR", 2), ("RT-DETR v2", 2), ("D-FINE", 2), ("Deformable DETR, two-stage", 2), ("RF-DETR", 2)],
 )
 def test_class_heads_of_other_layers_are_not_in_the_graph(name: str, heads: int, tmp_path: Path) -> None:
-    model = exported(BY_NAME[name], tmp_path)
+    model = made(BY_NAME[name], tmp_path).fused
     assert class_heads(model, len(LABELS)) == heads
     assert "BatchNormalization" not in ops(model)
 
