@@ -1,9 +1,12 @@
 """Work as such: what it holds, and what lines it may stand in."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
-from vitesse.serve.work import Work, all_finite
+from vitesse.serve.work import Promise, Work, all_finite
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -37,3 +40,38 @@ def test_only_work_of_equal_names_types_and_shapes_may_share_a_batch():
     assert (
         len({key(one), key(one, "y"), key(one.astype(np.float64)), key(one[:, :2]), key(one[..., None])}) == 5
     )
+
+
+@pytest.mark.parametrize("end", ["result", "error", "cancelled"])
+def test_a_promise_forgets_whom_it_has_called(end):
+    class Holder:
+        def __init__(self):
+            self.promise, self.called = Promise(), 0
+            self.promise.add_done_callback(self.ended)  # a circle: holder, promise, callback, holder
+
+        def ended(self, _):
+            self.called += 1
+
+    gc.collect()
+    gc.disable()
+    try:
+        holder = Holder()
+        gone = weakref.ref(holder)
+        if end == "cancelled":
+            holder.promise.cancel()
+        elif end == "error":
+            holder.promise.set_exception(ValueError())
+        else:
+            holder.promise.set_result(1)
+        assert holder.called == 1
+        del holder
+        assert gone() is None, "without the garbage collector"
+    finally:
+        gc.enable()
+
+
+def test_a_promise_that_has_ended_calls_at_once():
+    promise, seen = Promise(), []
+    promise.set_result(3)
+    promise.add_done_callback(lambda ended: seen.append(ended.result()))
+    assert seen == [3]

@@ -1,5 +1,7 @@
 """The router over executors that fail on demand: every request is answered, by whom is said, and state is kept."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -269,3 +271,22 @@ def test_each_release_gets_the_feeds_it_takes() -> None:
     work = Work({"x": small}, 0.0, 2000.0)
     routed = bench.router.submit(work, lambda name: {"x": large if name == "reference" else small}).result(0)
     assert routed.executed.outputs["y"].shape == (1, 4)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_request_that_was_answered_keeps_no_tensors_until_garbage_is_collected(fails: bool) -> None:
+    bench = Bench()
+    bench.fakes["fast"].act = crash if fails else None
+    gc.collect()
+    gc.disable()
+    try:
+        tensor = np.ones((1, 2), np.float32)
+        gone = weakref.ref(tensor)
+        routed = bench.router.submit(Work({"x": tensor}, 0.0, 2000.0))
+        assert routed.result(0).served_by == ("reference" if fails else "fast")
+        for fake in bench.fakes.values():
+            fake.taken.clear()
+        del tensor, routed
+        assert gone() is None
+    finally:
+        gc.enable()

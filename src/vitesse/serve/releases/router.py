@@ -21,7 +21,7 @@ from vitesse.serve.releases.control import Control, Plan, alone
 from vitesse.serve.releases.observer import ReleaseObserver, Unobserved
 from vitesse.serve.releases.sampler import Sampler
 from vitesse.serve.releases.state import ReleaseState, StateFile
-from vitesse.serve.work import Arrays, Executed, Executor, Work, all_finite
+from vitesse.serve.work import Arrays, Executed, Executor, Promise, Work, all_finite
 
 FeedsOf = Callable[[str], Arrays]
 Misfit = Callable[[str, Arrays], str]
@@ -153,7 +153,7 @@ class _Flight:
         self._running = work
         self._unmade = work.make is not None
         self._failed: Outcome | None = None
-        self.answer: Future[Routed] = Future()
+        self.answer: Future[Routed] = Promise()
 
     def start(self) -> None:
         """Submit it to the release that the plan names."""
