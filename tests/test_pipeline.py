@@ -36,6 +36,17 @@ QUICK = Recipe(
     data=DataOptions(limit=40, calib_images=8),
     measure=MeasureOptions(seconds=0.1, min_rounds=8, parity_images=4),
 )
+AS_TOML = """
+target = "onnxruntime"
+precisions = ["fp32"]
+[data]
+limit = 40
+calib_images = 8
+[measure]
+seconds = 0.1
+min_rounds = 8
+parity_images = 4
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +59,14 @@ def run(finished: Run, tmp_path: Path) -> Run:
     """A finished run of one's own, to change or go on with."""
     shutil.copytree(finished.folder, tmp_path / "run")
     return open_run(tmp_path / "run")
+
+
+def forget(run: Run, first: str) -> None:
+    """Leave the folder of a run as it was before the step `first` began."""
+    done = [row.stage for row in run.ledger.rows]
+    for path in (run.folder / "steps").iterdir():
+        if done.index(json.loads(path.read_text())["stage"]) >= done.index(first):
+            path.unlink()
 
 
 def test_the_stages_come_in_order_and_every_row_is_whole(finished: Run) -> None:
@@ -179,10 +198,11 @@ def scaled(factor: float) -> object:
 
 @pytest.mark.parametrize(("factor", "text"), [(1.05, "differ from the model before"), (np.nan, "holds NaN")])
 def test_a_stage_that_breaks_the_model_stops_the_run_and_nothing_is_chosen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, text: str
+    run: Run, monkeypatch: pytest.MonkeyPatch, factor: float, text: str
 ) -> None:
+    forget(run, "fuse")
     monkeypatch.setitem(pipeline.STRUCTURAL_STAGES, "fuse", (StepKind.STRUCTURAL, scaled(factor)))
-    done = pipeline.optimize(MODEL, data=IMAGES, out=tmp_path / "run", recipe=QUICK)
+    done = pipeline.optimize(MODEL, data=IMAGES, out=run.folder, recipe=QUICK)
     last = done.ledger.rows[-1]
     assert (last.stage, last.verdict) == ("fuse", Verdict.FAIL)
     assert text in last.reason
@@ -192,15 +212,16 @@ def test_a_stage_that_breaks_the_model_stops_the_run_and_nothing_is_chosen(
         assert "first diverging" in last.reason
 
 
-def test_a_runtime_that_refuses_ends_its_branch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_refuses_ends_its_branch_only(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitesse.backends.onnxruntime import OnnxRuntimeBackend
     from vitesse.errors import BackendError
 
     def refuse(self: OnnxRuntimeBackend, artifact: Artifact, store: Store) -> Built:
         raise BackendError("operator Attention is not supported")
 
+    forget(run, "build:onnxruntime")
     monkeypatch.setattr(OnnxRuntimeBackend, "build", refuse)
-    done = pipeline.optimize(MODEL, data=IMAGES, out=tmp_path / "run", recipe=QUICK)
+    done = pipeline.optimize(MODEL, data=IMAGES, out=run.folder, recipe=QUICK)
     assert (done.ledger.rows[-1].verdict, done.ledger.rows[-1].reason) == (
         Verdict.FAIL,
         "operator Attention is not supported",
@@ -251,19 +272,16 @@ def test_another_target_goes_on_from_the_same_steps(run: Run, monkeypatch: pytes
     assert measured == ["build:openvino"]
 
 
-def test_another_spec_is_not_answered_with_the_old_figures(tmp_path: Path) -> None:
+def test_another_spec_is_not_answered_with_the_old_figures(run: Run) -> None:
     """The same file fed in another way is another measurement."""
-    spec = stages.open_model(MODEL).spec
-    darker = replace(spec, preprocessing=replace(spec.preprocessing, mean=(0.9, 0.9, 0.9)))
-    gains = []
-    for one in (spec, darker):
-        artifact = replace(stages.open_model(MODEL), spec=one)
-        done = pipeline.optimize(
-            artifact, data=IMAGES, out=tmp_path / "run", recipe=replace(QUICK, precisions=("fp32",))
-        )
-        assert done.ledger.rows[0].accuracy is not None
-        gains.append(done.ledger.rows[0].accuracy.value)
-    assert gains[0] != gains[1]
+    artifact = stages.open_model(MODEL)
+    darker = replace(artifact.spec, preprocessing=replace(artifact.spec.preprocessing, mean=(0.9, 0.9, 0.9)))
+    fed_otherwise = replace(artifact, spec=darker)
+    done = pipeline.optimize(fed_otherwise, data=IMAGES, out=run.folder, recipe=QUICK)
+    before, after = run.ledger.rows[0].accuracy, done.ledger.rows[0].accuracy
+    assert before is not None
+    assert after is not None
+    assert before.value != after.value
 
 
 def test_without_an_image_to_calibrate_on_int8_is_unknown_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -324,29 +342,22 @@ def test_an_empty_data_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missed_latency_budget_is_said_and_ends_with_code_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        "optimize",
-        str(MODEL),
-        "--data",
-        str(IMAGES),
-        "--out",
-        str(tmp_path / "run"),
-        "--limit",
-        "20",
-    ]
-    arguments += ["--target", "onnxruntime", "--precisions", "fp32", "--seconds", "0.1"]
+    recipe = tmp_path / "quick.toml"
+    recipe.write_text(AS_TOML)
+    arguments = ["optimize", str(MODEL), "--data", str(IMAGES), "--out", str(run.folder)]
+    arguments += ["--recipe", str(recipe)]
     assert main([*arguments, "--latency-budget", "0.001ms"]) == 1
     assert "not met" in capsys.readouterr().out
-    budget = open_run(tmp_path / "run").ledger.latency_budget
+    budget = open_run(run.folder).ledger.latency_budget
     assert budget is not None
     assert budget["met"] is False
-    assert main(["report", str(tmp_path / "run")]) == 0
+    assert main(["report", str(run.folder)]) == 0
     image = str(IMAGES / "val/1_Trouser/00002.png")
     drawn = tmp_path / "drawn.png"
     capsys.readouterr()
-    assert main(["predict", str(tmp_path / "run"), image, "--draw", str(drawn), "--json"]) == 0
+    assert main(["predict", str(run.folder), image, "--draw", str(drawn), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["label"] == "Trouser"
     assert drawn.stat().st_size > 100
 
