@@ -137,15 +137,28 @@ def _work(fabric: Fabric, job: Job) -> Outcome:
 def _on_device(student: nn.Module, frozen: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Student and teachers on the device while the block runs, then on the CPU; teachers stay without gradients."""
     was_training = student.training
-    student.to(device).train()
+    for module in (student, *frozen):
+        module.to(device)
+        if device.type == "cuda":
+            # Its convolutions want the channels last, and so do norms over few channels, which else take half the time.
+            _order(module, torch.channels_last)
+    student.train()
     for teacher in frozen:
-        teacher.to(device).eval().requires_grad_(False)
+        teacher.eval().requires_grad_(False)
     try:
         yield
     finally:
         for module in (student, *frozen):
             module.cpu()
+            _order(module, torch.contiguous_format)
         student.train(was_training)
+
+
+def _order(module: nn.Module, order: torch.memory_format) -> None:
+    """Lay kernels of convolutions out in an order of their dimensions."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=order)
 
 
 def _take_result(student: nn.Module, checkpoints: Checkpoints) -> float | None:

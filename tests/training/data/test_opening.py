@@ -11,6 +11,8 @@ pytest.importorskip("psutil", reason="needs psutil")
 import torch
 
 from training.data.training_folders import class_folders, classifier, coco, detector, picture
+from vitesse.data.images import decode_image
+from vitesse.data.preprocess import feeds
 from vitesse.errors import DataError, SpecError, UsageError
 from vitesse.spec import Resize
 from vitesse.training.data import Augmentation, open_training
@@ -168,3 +170,12 @@ def test_the_fingerprint_changes_with_a_label(tmp_path):
     content["annotations"][0]["category_id"] = 1
     path.write_text(json.dumps(content))
     assert open_training(tmp_path, detector()).sha256 != first
+
+
+@pytest.mark.parametrize("color", ["RGB", "BGR"])
+def test_pictures_of_the_models_size_come_as_the_model_sees_them(tmp_path, color):
+    picture(tmp_path / "train/0.png", 5, (48, 32))
+    spec = detector(color=color)
+    (batch,) = open_training(tmp_path, spec, labels=False, augment=False).epoch(0, 1, CPU)
+    expected = feeds([decode_image(tmp_path / "train/0.png")], spec)["x"]
+    assert np.allclose(batch.images.numpy(), expected, atol=1e-6)

@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from vitesse.compress.distillation.overlap import generalised_iou
+from vitesse.training.transfer import sent
 
 # What a pair costs, by part: those of DETR.
 CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
@@ -59,7 +60,7 @@ class Pending:
         if self.arrived is not None:
             self.arrived.synchronize()
         found = assign(self.costs.numpy(), self.columns)
-        layer, image, row, column = torch.from_numpy(found).to(self.device, non_blocking=True)
+        layer, image, row, column = sent(found, self.device)
         return Pairs(layer, image, row, column)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from vitesse.compress.distillation.class_loss import soft_loss
 from vitesse.compress.distillation.matching import (
@@ -25,6 +25,7 @@ from vitesse.compress.distillation.matching import (
 )
 from vitesse.compress.distillation.overlap import generalised_iou
 from vitesse.training.batch import Objects
+from vitesse.training.transfer import sent
 
 PARTS = ("class", "l1", "giou")
 NO_OBJECT_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 0.1, 5.0, 2.0
@@ -59,7 +60,10 @@ class Queries:
         """
         own = len(self.logits)
         chosen = [-(-i * own // layers) - 1 for i in range(1, layers + 1)]
-        logits, boxes = self.logits[chosen].detach(), self.boxes[chosen].detach()
+        # Not by a list, which a GPU would wait for.
+        logits, boxes = (
+            torch.stack([part[i] for i in chosen]).detach() for part in (self.logits, self.boxes)
+        )
         if queries >= logits.shape[2]:
             return Queries(logits, boxes)
         surest = Queries(logits, boxes).confidence.topk(queries, dim=2).indices[..., None]
@@ -78,11 +82,15 @@ class Truth:
 
     @classmethod
     def of(cls, objects: Sequence[Objects]) -> Truth:
-        """Pad the objects of each image."""
+        """Pad the objects of each image; in a few operations, however many images there are."""
+        counts = tuple(len(one.labels) for one in objects)
+        labels, boxes = (torch.cat([getattr(one, name) for one in objects]) for name in ("labels", "boxes"))
+        taken = np.arange(max(counts, default=0)) < np.array(counts)[:, None]
+        places = sent(np.flatnonzero(taken), labels.device)
         return cls(
-            pad_sequence([one.labels for one in objects], batch_first=True),
-            pad_sequence([one.boxes for one in objects], batch_first=True),
-            tuple(len(one.labels) for one in objects),
+            labels.new_zeros(taken.size).index_copy(0, places, labels).view(taken.shape),
+            boxes.new_zeros(taken.size, 4).index_copy(0, places, boxes).view(*taken.shape, 4),
+            counts,
         )
 
     def match(self, predicted: Queries) -> Pending:

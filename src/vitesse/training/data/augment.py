@@ -17,6 +17,7 @@ from torch.nn import functional
 from vitesse.errors import UsageError
 from vitesse.spec import Preprocessing, Task
 from vitesse.training.data.targets import FlatObjects
+from vitesse.training.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ class Augmenter:
     @torch.no_grad()
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return (B, 3, H, W) values of 0..255 as float32 on the same device: · scale, minus mean, over std."""
-        factor, shift = (
-            one.to(pixels.device, non_blocking=True).view(1, 3, 1, 1) for one in (self._factor, self._shift)
-        )
+        if self._factor.device != pixels.device:
+            self._factor, self._shift = self._factor.to(pixels.device), self._shift.to(pixels.device)
+        factor, shift = (one.view(1, 3, 1, 1) for one in (self._factor, self._shift))
         return torch.addcmul(shift, pixels.float(), factor)
 
     @torch.no_grad()
@@ -145,7 +146,7 @@ class Augmenter:
             *_inverse(drawn, width / height),
         ]
         # one small copy to the device instead of a dozen, and none of them waits for the step before
-        numbers = torch.from_numpy(np.stack(columns, axis=1)).to(pixels.device, non_blocking=True)
+        numbers = sent(np.stack(columns, axis=1), pixels.device)
         gain, offset = (numbers[:, column].view(count, 1, 1, 1) for column in (0, 1))
         grid = functional.affine_grid(numbers[:, 9:15].view(count, 2, 3), [count, 3, height, width], False)
         images = functional.grid_sample(pixels.float(), grid, padding_mode="zeros", align_corners=False)

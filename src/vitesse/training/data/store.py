@@ -21,6 +21,7 @@ from vitesse.data.split import Sample
 from vitesse.environment import usable_cores
 from vitesse.errors import DataError, SpecError
 from vitesse.spec import ModelSpec, Resize
+from vitesse.training.transfer import sent
 
 MAX_DAMAGED = 0.01
 _AHEAD = 2  # batches that are decoded while one is trained on
@@ -88,8 +89,7 @@ class InMemory:
             if 4 * self._pixels.numel() <= free:
                 self._pixels = self._pixels.to(device)
         for indices in chosen:
-            at = torch.from_numpy(indices).to(self._pixels.device, non_blocking=True)
-            yield self._pixels[at].to(device)
+            yield self._pixels[sent(indices, self._pixels.device)].to(device)
 
 
 class Decoded:

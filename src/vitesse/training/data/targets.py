@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vitesse.data.boxes import Placement, cxcywh_to_xyxy, xyxy_to_cxcywh
 from vitesse.data.split import Truth
 from vitesse.training.batch import Objects
+from vitesse.training.transfer import sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +56,7 @@ class FlatObjects:
     def tensors(self, device: torch.device) -> tuple[Objects, ...]:
         """Return one entry per image, on `device`: two copies in all, of which the entries are views."""
         counts = np.diff(self.starts).tolist()
-        labels = torch.from_numpy(self.labels).to(device, non_blocking=True)
-        boxes = torch.from_numpy(self.boxes).to(device, non_blocking=True)
+        labels, boxes = sent(self.labels, device), sent(self.boxes, device)
         pairs = zip(torch.split(labels, counts), torch.split(boxes, counts), strict=True)
         return tuple(Objects(*pair) for pair in pairs)
 

@@ -15,6 +15,7 @@ from vitesse.training.batch import Batch
 from vitesse.training.data.augment import Augmentation, Augmenter, draw, moved
 from vitesse.training.data.store import Store
 from vitesse.training.data.targets import FlatObjects
+from vitesse.training.transfer import sent
 
 # What the random numbers of an epoch are for, so that order and changes do not share any.
 _ORDER, _CHANGES = 0, 1
@@ -86,8 +87,6 @@ class TrainingData:
         device = pixels.device
         return Batch(
             tensor,
-            None
-            if self.classes is None
-            else torch.from_numpy(self.classes[images]).to(device, non_blocking=True),
+            None if self.classes is None else sent(self.classes[images], device),
             None if objects is None else objects.tensors(device),
         )
