@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-LAST_LINES = 3
+EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: |$)")
+FOLDERS = re.compile(r"(?:/[^\s/:]+)+/(?=[^\s/:])")
+CUT = 300
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,6 +36,15 @@ def run_apart(module: str, arguments: Sequence[str], limit_s: float) -> float | 
         return f"not finished in {limit_s:g} s"
     if process.returncode == 0:
         return round(time.perf_counter() - began, 1)
-    # Our errors have several lines: what came, what was expected, what to do.
-    last = [line.strip() for line in said.splitlines() if line.strip()][-LAST_LINES:]
-    return f"failed: {' '.join(last)[-300:] or 'no message'}"
+    return f"failed: {reason(said)}"
+
+
+def reason(said: str) -> str:
+    """The exception that a process ended with, without folders of this machine: its line, and those below it.
+
+    Our errors have several lines: what came, what was expected, what to do.
+    """
+    lines = [line for line in said.splitlines() if line.strip()]
+    begin = max((at for at, line in enumerate(lines) if EXCEPTION.match(line)), default=len(lines) - 1)
+    text = " ".join(line.strip() for line in lines[max(begin, 0) :])
+    return FOLDERS.sub("", text)[:CUT] or "no message"

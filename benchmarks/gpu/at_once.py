@@ -121,6 +121,8 @@ class Child:
             pass
         self._read(until="")
         self._reader.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         if self._process.wait() and "failed" not in self._found:
             self._found["failed"] = f"its process ended with {self._process.returncode}"
             self._keep({"group": self._group.name, "found": self._found})
