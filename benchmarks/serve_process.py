@@ -111,12 +111,23 @@ def started(
         _wait(process, f"http://127.0.0.1:{port}{ready}", log, limit_s)
         yield Started(name, port, psutil.Process(process.pid))
     finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and the processes that it has started: those of LitServe outlive it."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for one in psutil.wait_procs(family, timeout=2)[1]:
+        one.kill()
 
 
 def wrk(server: Started, post: Post, folder: Path, *, seconds: float, connections: int = 8) -> Load:
