@@ -67,6 +67,10 @@ test-ray: $(VENV)/.dev
 test-alone: $(VENV)/.dev
 	$(PYTEST) $(ALONE) || [ $$? = 5 ] # without torch
 
+# `make on-one-core-types`: a target on a core of its own, to run several side by side.
+on-one-core-%: $(VENV)/.dev
+	$(BIN)/python tests/one_core.py build/cores $(MAKE) --no-print-directory $*
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
