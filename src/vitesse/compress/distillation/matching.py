@@ -4,7 +4,6 @@
 
 The costs of all images and all decoder layers are one tensor, and it crosses to the host once. The copy is begun and
 waited for apart (`begin`, `Pending.pairs`), so that a GPU computes something else, such as the teacher, meanwhile.
-SciPy holds the interpreter's lock while it solves, so that threads would gain nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from vitesse.compress.distillation.assignment import solve
 from vitesse.compress.distillation.overlap import generalised_iou
 from vitesse.training.transfer import sent
 
@@ -100,15 +99,7 @@ def assign(costs: NDArray[np.float32], columns: Sequence[int]) -> NDArray[np.int
         layer, image = wrong[0]
         raise NotFinite(f"a matching cost of layer {layer}, image {image} is NaN or infinite")
     # Hundreds of small problems a step: what is done for each is kept to the solver's own time.
-    found = [
-        linear_sum_assignment(matrix[:, :end])
-        for images in costs
-        for matrix, end in zip(images, columns, strict=True)
-    ]
-    if not found:
-        return np.zeros((4, 0), np.int64)
-    sizes = [len(rows) for rows, _ in found]
-    rows, taken = (np.concatenate(part) for part in zip(*found, strict=True))
+    sizes, rows, taken = solve(costs.reshape(layers * count, *costs.shape[2:]), [*columns] * layers)
     where = np.repeat(np.indices((layers, count)).reshape(2, -1), sizes, axis=1)
     return np.concatenate([where, rows[None], taken[None]], dtype=np.int64)
 
