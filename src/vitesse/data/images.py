@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,13 @@ _TURN = {
 _EIGHT_OF_16 = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)
 # `catch_warnings` swaps a process-wide list, so threads that decode at the same time must take turns in it.
 _warnings_turn = threading.Lock()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # A process that is forked while another thread has the turn would wait for it forever.
+    os.register_at_fork(
+        before=_warnings_turn.acquire,
+        after_in_parent=_warnings_turn.release,
+        after_in_child=_warnings_turn.release,
+    )
 
 
 class ImageTooLarge(DataError):

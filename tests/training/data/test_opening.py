@@ -1,6 +1,7 @@
 """What may be trained on, what is refused and in which words."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import torch
 from training.data.training_folders import class_folders, classifier, coco, detector, picture
 from vitesse.data.images import decode_image
 from vitesse.data.preprocess import feeds
+from vitesse.data.split import Sample
 from vitesse.errors import DataError, SpecError, UsageError
 from vitesse.spec import Resize
-from vitesse.training.data import Augmentation, open_training
+from vitesse.training.data import Augmentation, decoding, open_training, store
 
 CPU = torch.device("cpu")
 BOX = (0, [4, 4, 10, 10])
@@ -179,3 +181,42 @@ def test_pictures_of_the_models_size_come_as_the_model_sees_them(tmp_path, color
     (batch,) = open_training(tmp_path, spec, labels=False, augment=False).epoch(0, 1, CPU)
     expected = feeds([decode_image(tmp_path / "train/0.png")], spec)["x"]
     assert np.allclose(batch.images.numpy(), expected, atol=1e-6)
+
+
+def test_processes_decode_what_threads_decode_and_damage_is_named(tmp_path, monkeypatch):
+    coco(tmp_path, [[BOX]] * 200)
+    (tmp_path / "train/7.png").write_bytes(b"no picture")
+    alone = open_training(tmp_path, detector())
+    asked = []
+    monkeypatch.setattr(decoding, "_MANY", 10)
+    monkeypatch.setattr(decoding, "_LEAST_CORES", 1)
+    whole = store.decoded_in_processes
+    monkeypatch.setattr(
+        store, "decoded_in_processes", lambda *given: asked.append(given[-1]) or whole(*given[:-1], 3)
+    )
+    shared = open_training(tmp_path, detector())
+    assert len(asked) == 1
+    assert shared.notes == alone.notes
+    assert "7.png" in shared.notes[0]
+    assert shared.sha256 == alone.sha256
+    for one, other in zip(alone.epoch(0, 50, CPU), shared.epoch(0, 50, CPU), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert all(torch.equal(a.boxes, b.boxes) for a, b in zip(one.objects, other.objects, strict=True))
+
+
+def test_what_a_process_that_died_should_have_decoded_is_decoded_here(tmp_path):
+    spec = detector()
+    split = [Sample(tmp_path / f"{index}.png", index) for index in range(6)]
+    for index in range(6):
+        picture(tmp_path / f"{index}.png", index)
+    load = store.Prepare(spec)
+
+    def dying(sample):
+        if sample.image_id == 1:
+            os._exit(3)
+        return load(sample)
+
+    pixels = decoding.shared_pixels((6, 3, *load.size))
+    placements = decoding.decoded_in_processes(split, dying, pixels, 2)
+    assert [placed is None for placed in placements] == [False, True] * 3
+    assert np.array_equal(pixels[4], load(split[4])[0])

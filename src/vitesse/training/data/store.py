@@ -21,6 +21,7 @@ from vitesse.data.split import Sample
 from vitesse.environment import usable_cores
 from vitesse.errors import DataError, SpecError
 from vitesse.spec import ModelSpec, Resize
+from vitesse.training.data.decoding import decoded_in_processes, shared_pixels, worth_processes
 from vitesse.training.transfer import sent
 
 MAX_DAMAGED = 0.01
@@ -146,7 +147,7 @@ def open_store(samples: Sequence[Sample], load: Prepare, memory: int) -> Opened:
         DataError: more than 1 % of the images cannot be read.
     """
     size = len(samples) * 3 * load.size[0] * load.size[1]
-    pixels = np.zeros((len(samples), 3, *load.size), np.uint8) if size <= memory else None
+    pixels = shared_pixels((len(samples), 3, *load.size)) if samples and size <= memory else None
     placements: list[Placement | None] = [None] * len(samples)
     errors: dict[int, DataError] = {}
 
@@ -160,7 +161,11 @@ def open_store(samples: Sequence[Sample], load: Prepare, memory: int) -> Opened:
             pixels[index] = picture
 
     threads = min(usable_cores(), _MOST_THREADS)
-    _run(look, len(samples), threads)
+    if pixels is not None and worth_processes(len(samples), threads):
+        placements = decoded_in_processes(samples, load, pixels, threads)
+    # What a process could not read is looked at again, for the words of its error.
+    rest = [index for index, placed in enumerate(placements) if placed is None]
+    _run(lambda number: look(rest[number]), len(rest), threads)
     note = _judged([errors[index] for index in sorted(errors)], len(samples))
     notes = [note] if note else []
     if pixels is None:
