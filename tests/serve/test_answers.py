@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from serve.pictures import encoded, oriented, scene
+from vitesse.data.images import decode_image
 from vitesse.data.results import Classification, Detections
 from vitesse.serve.answers import classification, detection, draw, results_of
 from vitesse.serve.images import Picture, feeds_of, picture_of
@@ -124,3 +125,17 @@ def test_pictures_of_one_batch_each_get_the_boxes_of_their_own_size():
     both = {name: np.concatenate([array, array]) for name, array in one.items()}
     corners = [result.boxes_xyxy[0].tolist() for result in results_of(both, spec, pictures)]
     assert corners == [[0, 0, 64, 48], [0, 0, 200, 100]]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_a_picture_that_stays_with_pillow_is_fed_as_its_pixels_are_to_the_last_bit(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.fromarray(scene()).save(stream, kind, **({} if kind == "BMP" else {"exif": exif}))
+    picture = picture_of(stream.getvalue(), Limits())
+    spec = detector(size=(20, 24))
+    kept, copied = feeds_of([picture.image], spec)["pixels"], feeds_of([picture.pixels], spec)["pixels"]
+    assert kept.tobytes() == copied.tobytes()
+    assert copied.tobytes() == feeds_of([decode_image(stream.getvalue())], spec)["pixels"].tobytes()

@@ -356,20 +356,6 @@ def test_a_fast_decoding_changes_the_feeds_by_little_and_not_by_nothing():
     assert 0 < difference.mean() < 2 / 255
 
 
-@pytest.mark.parametrize("orientation", [1, 6])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_a_picture_that_stays_with_pillow_is_fed_as_its_pixels_are_to_the_last_bit(kind, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stream = io.BytesIO()
-    Image.fromarray(SCENE).save(stream, kind, **({} if kind == "BMP" else {"exif": exif}))
-    picture = picture_of(stream.getvalue(), LIMITS)
-    spec = classifier((20, 24))
-    kept, copied = feeds_of([picture.image], spec)["pixels"], feeds_of([picture.pixels], spec)["pixels"]
-    assert kept.tobytes() == copied.tobytes()
-    assert copied.tobytes() == feeds_of([decode_image(stream.getvalue())], spec)["pixels"].tobytes()
-
-
 def test_fast_decoding_leaves_other_formats_as_they_are():
     for form in ("PNG", "BMP", "WEBP"):
         body = encoded(scene(800, 600), form)
