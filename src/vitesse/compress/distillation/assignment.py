@@ -6,6 +6,7 @@ SciPy holds the interpreter's lock while it solves, so that threads would gain n
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -40,7 +41,7 @@ def solve(costs: Costs, ends: Sequence[int]) -> Solved:
         ascending.
     """
     processes = min(_MOST_PROCESSES, usable_cores() // _CORES_EACH)
-    if costs.size < _MANY or processes < 2:
+    if costs.size < _MANY or processes < 2 or sys.platform != "linux":
         return solve_here(costs, ends)
     return solve_on(processes, costs, ends)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import prod
@@ -24,8 +25,8 @@ _LEAST_CORES = 4
 
 
 def worth_processes(images: int, cores: int) -> bool:
-    """Whether there is enough to do for processes."""
-    return images >= _MANY and cores >= _LEAST_CORES
+    """Whether there is enough to do for processes, and a system that forks them safely."""
+    return images >= _MANY and cores >= _LEAST_CORES and sys.platform == "linux"
 
 
 def shared_pixels(shape: tuple[int, ...]) -> Pixels:
