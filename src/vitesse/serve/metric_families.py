@@ -8,12 +8,10 @@ misses that failure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 import prometheus_client
 from prometheus_client.metrics import MetricWrapperBase
-
-from vitesse.serve.spread import Spreads
 
 OTHER: Final = "other"
 CODES: Final = tuple(
@@ -60,15 +58,6 @@ SENSED: Final[Mapping[str, tuple[str, float]]] = {
 }
 
 Family = TypeVar("Family", bound=MetricWrapperBase)
-Series = TypeVar("Series", covariant=True)
-
-
-class Labelled(Protocol[Series]):
-    """A family of series."""
-
-    def labels(self, *values: str) -> Series:
-        """Return the series of these labels."""
-        ...
 
 
 class Families:
@@ -78,8 +67,13 @@ class Families:
         def named(kind: type[Family], name: str, text: str, *labels: str) -> Family:
             return kind(f"vitesse_{name}", text, (*COMMON, *labels), registry=registry)
 
-        def spread(name: str, text: str, buckets: Iterable[float], *labels: str) -> Spreads:
-            return Spreads(f"vitesse_{name}", text, (*COMMON, *labels), buckets, registry)
+        def spread(
+            name: str, text: str, buckets: Iterable[float], *labels: str
+        ) -> prometheus_client.Histogram:
+            bounds = tuple(float(one) for one in buckets)
+            return prometheus_client.Histogram(
+                f"vitesse_{name}", text, (*COMMON, *labels), buckets=bounds, registry=registry
+            )
 
         counter, gauge = prometheus_client.Counter, prometheus_client.Gauge
         self.registry = registry
@@ -133,19 +127,17 @@ class Families:
         self.build = named(gauge, "build_info", "Always 1; the server's version.", "release")
 
 
-class Closed(Generic[Series]):
+class Closed(Generic[Family]):
     """The series of one family by the value of its own label, made once.
 
     A value outside the set counts as "other"; strict, it raises KeyError instead, so that tests find it.
     """
 
-    def __init__(
-        self, family: Labelled[Series], common: Sequence[str], values: Sequence[str], strict: bool
-    ) -> None:
+    def __init__(self, family: Family, common: Sequence[str], values: Sequence[str], strict: bool) -> None:
         self._strict = strict
         self._made = {value: family.labels(*common, value) for value in dict.fromkeys((*values, OTHER))}
 
-    def __getitem__(self, value: str) -> Series:
+    def __getitem__(self, value: str) -> Family:
         found = self._made.get(value)
         if found is None:
             if self._strict:
@@ -153,7 +145,7 @@ class Closed(Generic[Series]):
             found = self._made[OTHER]
         return found
 
-    def only(self, value: str, set_to: Callable[[Series, float], None]) -> None:
+    def only(self, value: str, set_to: Callable[[Family, float], None]) -> None:
         """Set one series to 1 and all others to 0."""
         chosen = self[value]
         for one in self._made.values():
