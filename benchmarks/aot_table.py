@@ -76,13 +76,13 @@ def deimv2(folder: Path) -> tuple[Artifact, Path]:
     return stages.open_model(case.model, preset=case.recipe.preset), case.images
 
 
-def random_weights(name: str, folder: Path, shallow: bool = False) -> tuple[Artifact, Path]:
+def random_weights(name: str, folder: Path, **fewer: int) -> tuple[Artifact, Path]:
     from peers_models import MODELS, random_images
 
     from vitesse.export.torch_onnx import trace
 
     model = MODELS[name]
-    network = model.make(folder, model.options, shallow=shallow)
+    network = model.make(folder, model.options, **fewer)
     file = folder / f"{name}.onnx"
     file.write_bytes(serialise(trace(network, model.options), network.spec))
     return stages.open_model(file), random_images(folder / "images", model.size)
@@ -104,13 +104,10 @@ SUBJECTS = {
         "ViT-B/16 (86 M, 224×224, random weights)",
         partial(random_weights, "vit_b16"),
         TWO_GPUS,
-        partial(random_weights, "vit_b16", shallow=True),
+        partial(random_weights, "vit_b16", layers=2),
     ),
     "detr_r50": Subject(
-        "DETR-R50 (41 M, 480×640, random weights)",
-        partial(random_weights, "detr_r50"),
-        TWO_GPUS,
-        partial(random_weights, "detr_r50", shallow=True),
+        "DETR-R50 (41 M, 480×640, random weights)", partial(random_weights, "detr_r50"), TWO_GPUS
     ),
 }
 

@@ -83,11 +83,8 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def random_checkpoint(path: Path, shallow: bool = False) -> Path:
-    """A state dict of DETR-R50 with random weights under the names of facebookresearch/detr.
-
-    `shallow`: two blocks in each stage, and two layers each in encoder and decoder.
-    """
+def random_checkpoint(path: Path) -> Path:
+    """A state dict of DETR-R50 with random weights under the names of facebookresearch/detr."""
     import torch
 
     from vitesse.sources.detr import DETR, DETRConfig
@@ -97,12 +94,12 @@ def random_checkpoint(path: Path, shallow: bool = False) -> Path:
         stem=64,
         widths=(64, 128, 256, 512),
         channels=(256, 512, 1024, 2048),
-        depths=(2, 2, 2, 2) if shallow else (3, 4, 6, 3),
+        depths=(3, 4, 6, 3),
         hidden=256,
         heads=8,
         feedforward=2048,
-        encoder_layers=2 if shallow else 6,
-        decoder_layers=2 if shallow else 6,
+        encoder_layers=6,
+        decoder_layers=6,
         queries=100,
         logits=92,
     )

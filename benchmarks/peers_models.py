@@ -29,7 +29,7 @@ IMAGES = 16
 class PeerModel:
     """What is compared: a title, the image (height, width), the network, and its heads and width for optimisers.
 
-    `make` takes a folder to work in and how it is exported; with `shallow=True` it makes two of each kind of layer.
+    `make` takes a folder to work in and how it is exported, and of some models how many layers they have.
     """
 
     title: str
@@ -44,20 +44,20 @@ class PeerModel:
         return ExportOptions(size=self.size)
 
 
-def vit_b16(_: Path, options: ExportOptions, shallow: bool = False) -> Network:
-    """Make ViT-B/16 of 1,000 classes, or of its 12 layers two."""
+def vit_b16(_: Path, options: ExportOptions, layers: int = 12) -> Network:
+    """Make ViT-B/16 of 1,000 classes, or the first of its layers."""
     half = (0.5, 0.5, 0.5)
     rules = Preprocessing((224, 224), mean=half, std=half)
     spec = ModelSpec(Task.CLASSIFICATION, Decode.LOGITS, "images", {"logits": "logits"}, rules)
     torch.manual_seed(0)
-    module = ViT(ViTConfig((224, 224), 16, 768, 2 if shallow else 12, 12, 3072, 1000))
+    module = ViT(ViTConfig((224, 224), 16, 768, layers, 12, 3072, 1000))
     images = {"images": torch.zeros(2, 3, 224, 224)}
     return Network(module.eval().requires_grad_(False), images, ("logits",), spec, {"images": {0: "batch"}})
 
 
-def detr_r50(folder: Path, options: ExportOptions, shallow: bool = False) -> Network:
-    """Make DETR-R50 for images of the options' size, without its auxiliary heads; or two of each kind of its layers."""
-    model = load_detr(random_checkpoint(folder / "detr_r50.pth", shallow))
+def detr_r50(folder: Path, options: ExportOptions) -> Network:
+    """Make DETR-R50 for images of the options' size, without its auxiliary heads."""
+    model = load_detr(random_checkpoint(folder / "detr_r50.pth"))
     # Random logits name no object with any certainty; without detections there is nothing that INT8 could agree with.
     with torch.no_grad():
         model.class_embed.weight *= 100
