@@ -10,8 +10,8 @@
 From the root of the repository. All but the last need torch; `race`, `accuracy` and `profile` an NVIDIA GPU. The models
 are made in --folder, random weights, and are taken from there the next time. Rows of one model and batch share one
 interleaved run. `profile` looks at what was built last in the same --folder, else it builds. Results are written after
-every candidate: a run that is stopped keeps what it has. --tactics 4 --build-seconds 0.05 shorten the builds of the
-target where time on the GPU is short.
+every candidate: a run that is stopped keeps what it has. Where time on the GPU is short, --at-once prepares all groups
+side by side (`at_once.py`), and --tactics 4 --build-seconds 0.05 shorten the builds of the target.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -63,8 +63,8 @@ def prepare(groups: Sequence[Group], given: Settings) -> dict[str, str | float]:
         )
         for name, precision in wanted
     }
-    compilations_ = compilations(groups, given.peers, folder, given.limit_s)
-    return side_by_side({**builds, **compilations_}, max(2, usable_cores()))
+    modes = compilations(groups, given.peers, folder, given.limit_s)
+    return side_by_side({**builds, **modes}, max(2, usable_cores()))
 
 
 def race(groups: Sequence[Group], given: Settings, made: Mapping[str, str | float], keep: Keep) -> None:
@@ -114,11 +114,9 @@ class Child:
     def measure(self) -> None:
         """Let it measure, and wait until it has ended."""
         assert self._process.stdin is not None
-        try:
+        with suppress(OSError):  # it has ended
             self._process.stdin.write(GO + "\n")
             self._process.stdin.close()
-        except OSError:  # it has ended; its reader has said so
-            pass
         self._read(until="")
         self._reader.join()
         assert self._process.stdout is not None
