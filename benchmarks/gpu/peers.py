@@ -156,17 +156,14 @@ def onnxruntime_plain(given: Setting) -> Iterator[Candidate]:
     settings.log_severity_level = 3
     provider = ("CUDAExecutionProvider", {"user_compute_stream": str(stream.cuda_stream)})
     session = onnxruntime.InferenceSession(str(path), settings, providers=[provider])
-    images = given.images.contiguous()
-    shown = session.run(None, {INPUT: images.cpu().numpy()})
-    names = [one.name for one in session.get_outputs()]
+    images, number = given.images.contiguous(), given.device.index or 0
+    fed = images.cpu().numpy()
+    shown = session.run(None, {INPUT: fed})
     made = tuple(torch.from_numpy(array).to(given.device) for array in shown)
     binding = session.io_binding()
-    for bind, name, tensor in (
-        (binding.bind_input, INPUT, images),
-        *((binding.bind_output, name, tensor) for name, tensor in zip(names, made, strict=True)),
-    ):
-        kind = tensor.cpu().numpy().dtype
-        bind(name, "cuda", given.device.index or 0, kind, tuple(tensor.shape), tensor.data_ptr())
+    binding.bind_input(INPUT, "cuda", number, fed.dtype, fed.shape, images.data_ptr())
+    for entry, array, tensor in zip(session.get_outputs(), shown, made, strict=True):
+        binding.bind_output(entry.name, "cuda", number, array.dtype, array.shape, tensor.data_ptr())
     torch.cuda.synchronize()
 
     def run() -> tuple[Tensor, ...]:
