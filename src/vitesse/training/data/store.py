@@ -57,10 +57,6 @@ class Prepare:
         """Decode one image and place it; raises DataError where it is damaged or cannot be placed."""
         image = sample.read()
         placed = place((image.shape[0], image.shape[1]), self._rules, str(sample.path))
-        if image.shape[:2] == placed.resized == self.size:
-            # Half the work and a third of the turns at the interpreter's lock, for which sixteen threads queue.
-            order = slice(None) if self._rules.color == "RGB" else slice(None, None, -1)
-            return np.ascontiguousarray(image.transpose(2, 0, 1)[order]), placed
         pixels = prepare(image, self._spec, str(sample.path)).astype(np.uint8)
         rows, columns = placed.covers(self.size)
         pixels[:, rows:] = self._padding
