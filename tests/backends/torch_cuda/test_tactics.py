@@ -97,7 +97,7 @@ def test_every_thread_that_prepares_for_a_gpu_has_its_context_first(monkeypatch:
             return super().prepare(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tactics, "working_on", working)
-    monkeypatch.setattr(tactics, "_synchronise", lambda *_: None)
+    monkeypatch.setattr(tactics, "synchronise", lambda *_: None)
     fake = Noting("fake", configs=[{"number": number} for number in range(6)])
     offered = [(fake, tactic) for tactic in fake.tactics((), {}, DeviceFacts((9, 0), 132, "H100"))]
     made = tactics._all_prepared(problem(), offered, torch.device("cuda", 0))

@@ -120,7 +120,12 @@ class Binder:
             run = _standard(node)
             return run, run, Row(node.name or "", scope, node.op_type, PLAIN.text())
         problem = problem_of(node, given, constant)
-        choice, run = choose(
+        choice, run = self.chosen(problem)
+        return run, problem.plain, _row(node, scope, given, choice)
+
+    def chosen(self, problem: Problem) -> tuple[Choice, Run]:
+        """Return the choice for a step and the call that computes it, see `tactics.choose`."""
+        return choose(
             problem,
             self.kernels,
             self.device,
@@ -129,7 +134,6 @@ class Binder:
             seconds=self.seconds,
             most=self.most,
         )
-        return run, problem.plain, _row(node, scope, given, choice)
 
 
 def problem_of(node: ir.Node, given: Given, constant: tuple[bool, ...]) -> Problem:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from vitesse.backends.torch_cuda.ahead import compile_ahead
 from vitesse.backends.torch_cuda.binding import Binder, Call, Row, fed, is_constant
 from vitesse.backends.torch_cuda.candidates import Kernels, Run, kernels
 from vitesse.backends.torch_cuda.checking import check_plan, example_feeds
@@ -88,6 +89,8 @@ class Plan:
         binder = Binder(device, cache, constants, found, making.measure, making.seconds, making.most)
         with torch.no_grad(), products(tf32=False):
             feeds = example_feeds(static, device)
+            if making.measure and device.type == "cuda":
+                compile_ahead(binder, fused.graph, feeds)
             calls = tuple(binder.bound(fused.graph, feeds))
             self._table(fused.graph, calls, constants)
             self._rows = tuple(call.row for call in calls)

@@ -25,7 +25,7 @@ from vitesse.errors import BackendError, ModelError, VitesseError
 PLAIN = Tactic("plain")
 # Compilers work beside Python: Triton's holds the interpreter's lock for a tenth of its time. As many at once as there
 # are cores.
-_COMPILING = max(4, os.cpu_count() or 1)
+COMPILING = max(4, os.cpu_count() or 1)
 MOST_TACTICS = 32
 SCHEMA = 1
 
@@ -148,10 +148,10 @@ def choose(
         if prepared is not None:
             return known, prepared
     facts = facts_of(device)
-    offered, refused = _offered(problem, kernels, facts, most)
+    pairs, refused = offered(problem, kernels, facts, most)
     if not measure:
-        return _first_right(problem, kernels, offered, refused, cache.nearest(problem))
-    found, runs = _measured(problem, offered, device, seconds, cache.spent)
+        return _first_right(problem, kernels, pairs, refused, cache.nearest(problem))
+    found, runs = _measured(problem, pairs, device, seconds, cache.spent)
     right = [trial for trial in found if trial.microseconds is not None]
     best = min(right, key=lambda trial: trial.microseconds or 0.0, default=Trial(PLAIN))
     choice = Choice(
@@ -174,13 +174,14 @@ def _prepared(problem: Problem, tactic: Tactic, kernels: Kernels) -> Run | None:
         return None
 
 
-def _offered(
+def offered(
     problem: Problem, kernels: Kernels, facts: DeviceFacts, most: int
 ) -> tuple[list[tuple[Kernel, Tactic]], dict[str, str]]:
-    offered: list[tuple[Kernel, Tactic]] = []
+    """Return what may compute a step, at most `most` tactics of each kernel; and kernels that refuse, with reasons."""
+    pairs: list[tuple[Kernel, Tactic]] = []
     refused: dict[str, str] = {}
     if facts.capability == (0, 0) and not kernels.on_cpu:
-        return offered, {kernel.name: "there is no GPU" for kernel in kernels.of(problem.step)}
+        return pairs, {kernel.name: "there is no GPU" for kernel in kernels.of(problem.step)}
     for kernel in kernels.of(problem.step):
         try:
             reason = kernel.refuses(problem.tensors, problem.attributes, facts)
@@ -188,10 +189,10 @@ def _offered(
                 refused[kernel.name] = reason
             else:
                 tactics = kernel.tactics(problem.tensors, problem.attributes, facts)
-                offered += [(kernel, tactic) for tactic in tactics[:most]]
+                pairs += [(kernel, tactic) for tactic in tactics[:most]]
         except Exception as error:  # a kernel that cannot even answer must not end a build
             refused[kernel.name] = f"{type(error).__name__}: {_line(error)}"
-    return offered, refused
+    return pairs, refused
 
 
 def _measured(
@@ -245,9 +246,9 @@ def _all_prepared(
         with working_on(device):
             return prepared(pair)
 
-    with ThreadPoolExecutor(_COMPILING) as threads:
+    with ThreadPoolExecutor(COMPILING) as threads:
         made = list(threads.map(on_gpu, offered))
-    _synchronise(device, problem)
+    synchronise(device, problem.signature)
     return made
 
 
@@ -293,12 +294,15 @@ def _wrong(problem: Problem, run: Run | None, expected: Sequence[Tensor | None])
         return f"{type(error).__name__}: {_line(error)}"
 
 
-def _synchronise(device: torch.device, problem: Problem) -> None:
+def synchronise(device: torch.device, step: str) -> None:
+    """Wait for the GPU. Raises BackendError, which names `step`, where a candidate for it broke the GPU's context."""
+    if device.type != "cuda":
+        return
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
         raise BackendError(
-            f"a candidate for {problem.signature} broke the GPU's context: {_line(error)}",
+            f"a candidate for {step} broke the GPU's context: {_line(error)}",
             cause="a kernel read or wrote outside its tensors; nothing can run in this process any more",
             fix="run the build again with CUDA_LAUNCH_BLOCKING=1 to see which",
         ) from error
