@@ -36,6 +36,7 @@ class Case:
         share: of the operations that stay when pruned; None: a student of three decoder layers, cut out of the teacher.
         taught: by the original; else by labels alone.
         feature_weight: of imitated tokens, 0 without.
+        augmentation: of the training images.
     """
 
     kind: str
@@ -46,12 +47,22 @@ class Case:
     decoder_layers: int | None = None
     taught: bool = True
     feature_weight: float = 0.0
+    augmentation: str = "usual"
 
 
 CASES: Mapping[str, Case] = {
     "vit": Case("vit", rate=1e-3, batch=512, share=0.5, feature_weight=1.0),
     # Whole blocks of 16 channels and half of the decoder: what a CPU turns into speed (docs/compress.md).
-    "detr": Case("detr", 1e-3, 256, share=0.6, multiple=16, decoder_layers=3, feature_weight=5.0),
+    "detr": Case(
+        "detr",
+        1e-3,
+        256,
+        share=0.6,
+        multiple=16,
+        decoder_layers=3,
+        feature_weight=5.0,
+        augmentation="in-place",
+    ),
     "student": Case("detr", 3e-4, 128, feature_weight=1.0),
     "student_labels": Case("detr", 3e-4, 128, taught=False),
 }
@@ -73,6 +84,7 @@ def train_case(options: argparse.Namespace) -> None:
         ),
         features=case.feature_weight > 0,
         feature_weight=case.feature_weight,
+        augmentation=case.augmentation,
     )
     rows = (pruned if case.share else distilled)(case, folder, options, learning)
     found = {

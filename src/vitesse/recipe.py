@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from vitesse.errors import UsageError
 from vitesse.lowering import REWRITES
+from vitesse.training.options import AUGMENTATIONS
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "fp8+fp16")
 # The 16 bits that a GPU multiplies, in the order in which one wants them; the 8 bits that Q/DQ write.
@@ -177,6 +178,7 @@ class CompressOptions:
         multiple: widths stay multiples of it; 0 = 16 where a precision of 8 bits follows, else 8.
         decoder_layers: keep only the first of a DETR's decoder layers; 0 = all.
         labels: whether the labels of the training images are used; False = only the original's answers.
+        augmentation: of the training images, one of `training.options.AUGMENTATIONS`.
         batch, rate: see `training.options.TrainOptions`.
     """
 
@@ -190,6 +192,7 @@ class CompressOptions:
     multiple: int = 0
     decoder_layers: int = 0
     labels: bool = True
+    augmentation: str = "usual"
     batch: int = 128
     rate: float = 3e-4
 
@@ -201,6 +204,11 @@ class CompressOptions:
             )
         if self.method not in IMPORTANCE:
             raise UsageError(f"compress.method = {self.method!r}", expected=f"one of {', '.join(IMPORTANCE)}")
+        if self.augmentation not in AUGMENTATIONS:
+            raise UsageError(
+                f"compress.augmentation = {self.augmentation!r}",
+                expected=f"one of {', '.join(AUGMENTATIONS)}",
+            )
         if self.seconds <= 0 or min(self.steps, self.multiple, self.decoder_layers) < 0:
             raise UsageError(
                 f"compress: {self.seconds:g} seconds, {self.steps} steps, multiple {self.multiple}, "

@@ -204,6 +204,7 @@ def test_a_graph_is_refused_with_what_to_give_instead(
         ({"train_data": None}, "without training images"),
         ({"share": 1.5}, "--compress 1.5"),
         ({"method": "guess"}, "compress.method"),
+        ({"augmentation": "mild"}, "compress.augmentation"),
         ({"seconds": 0.0}, "0 seconds"),
         ({"batch": 0}, "batch 0"),
     ],

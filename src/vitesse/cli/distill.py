@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitesse.cli.values import present, seconds, setting
+from vitesse.cli.learning import add_learning, train_options
+from vitesse.cli.values import seconds, setting
 
 if TYPE_CHECKING:
     from vitesse.compress.distillation.job import Distilled, Job
@@ -68,9 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="softens the teacher's classes (default: ViT 3, DETR 1)",
     )
-    parser.add_argument("--batch", type=int, metavar="N", help="images a step (default: 128)")
-    parser.add_argument("--rate", type=float, metavar="R", help="learning rate (default: 0.0003)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
+    add_learning(parser)
     parser.set_defaults(run=run)
 
 
@@ -97,19 +96,16 @@ def asked(options: argparse.Namespace) -> tuple[Job, DistilOptions]:
     from vitesse.compress.distillation.options import DistilOptions
     from vitesse.sources.source import Given
     from vitesse.sources.spec_file import read_spec_file
-    from vitesse.training.options import TrainOptions
 
     given = Given(
         None if options.spec is None else read_spec_file(options.spec), dict(options.settings or ())
     )
-    train: dict[str, object] = present(
-        seconds=options.time, steps=options.steps, batch=options.batch, rate=options.rate, seed=options.seed
-    )
     learning = DistilOptions(
-        TrainOptions(**train),  # type: ignore[arg-type]
+        train_options(options, options.time),
         labels=not options.no_labels,
         temperature=options.temperature,
         features=options.features,
+        augmentation=options.augment,
     )
     job = Job(
         options.teacher, options.student, options.data, options.val, given, taught=not options.labels_only

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitesse.cli.learning import add_learning, train_options
 from vitesse.cli.values import present, seconds, setting
 
 if TYPE_CHECKING:
@@ -65,9 +66,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="what the weights do not show, as heads=8; may be repeated",
     )
-    parser.add_argument("--batch", type=int, metavar="N", help="images a training step (default: 128)")
-    parser.add_argument("--rate", type=float, metavar="R", help="learning rate (default: 0.0003)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
+    add_learning(parser)
     parser.set_defaults(run=run)
 
 
@@ -119,18 +118,11 @@ def asked(options: argparse.Namespace) -> Job:
 
 def _learning(options: argparse.Namespace) -> DistilOptions | None:
     from vitesse.compress.distillation.options import DistilOptions
-    from vitesse.training.options import TrainOptions
 
     if options.finetune is None and options.steps is None:
         return None
-    train: dict[str, object] = present(
-        seconds=options.finetune,
-        steps=options.steps,
-        batch=options.batch,
-        rate=options.rate,
-        seed=options.seed,
-    )
-    return DistilOptions(TrainOptions(**train), labels=not options.no_labels)  # type: ignore[arg-type]
+    train = train_options(options, options.finetune)
+    return DistilOptions(train, labels=not options.no_labels, augmentation=options.augment)
 
 
 def table(done: PruneRun) -> str:

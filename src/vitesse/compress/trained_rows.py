@@ -188,7 +188,7 @@ class _Compression:
         options = self._options
         length = {"steps": options.steps} if options.steps else {"seconds": options.seconds}
         train = TrainOptions(batch=options.batch, rate=options.rate, **length)
-        return DistilOptions(train, labels=options.labels)
+        return DistilOptions(train, labels=options.labels, augmentation=options.augmentation)
 
     def _judging_images(self) -> Split:
         """Images that the best weights are picked on: never those that the verdict is given on."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from vitesse.errors import UsageError
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
+# Of training images, see `training.data.augment.augmentation`; here, where torch is not needed.
+AUGMENTATIONS = ("usual", "in-place", "none")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,13 @@ pytest.importorskip("scipy", reason="needs scipy: pip install 'vitesse[compress]
 pytest.importorskip("lightning_fabric", reason="needs lightning-fabric: pip install 'vitesse[compress]'")
 from compress.distillation.networks import images, vit  # noqa: E402
 from vitesse.cli import distill  # noqa: E402
+from vitesse.compress.distillation import job  # noqa: E402
 from vitesse.errors import DataError  # noqa: E402
 from vitesse.sources.trainable import open_trainable, save_trainable  # noqa: E402
+from vitesse.spec import Task  # noqa: E402
+from vitesse.training.data.augment import augmentation  # noqa: E402
+from vitesse.training.data.opening import open_training  # noqa: E402
+from vitesse.training.options import AUGMENTATIONS  # noqa: E402
 
 CLASSES = ("0_dark", "1_grey", "2_bright")
 
@@ -44,6 +49,21 @@ def asked(folder: Path, *more: str) -> argparse.Namespace:
             "--data", f"{folder / 'data'}", "--out", f"{folder / 'run'}", "--steps", "6", "--batch", "4", *more,
         ]
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_images_are_augmented_as_the_command_line_says(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def opened(*given: object, augment: object, **named: object) -> object:
+        seen.append(augment)
+        return open_training(*given, augment=augment, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "open_training", opened)
+    assert distill.run(asked(folder, "--augment", name)) == 0
+    assert seen == [augmentation(name, Task.CLASSIFICATION) or False]
 
 
 def test_the_folder_holds_a_model_a_log_and_checkpoints(

@@ -10,8 +10,9 @@ pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[torch]'")
 import torch
 
 from training.data.training_folders import classifier, detector
+from vitesse.errors import UsageError
 from vitesse.spec import Task
-from vitesse.training.data.augment import Augmentation, Augmenter, draw, moved, usual
+from vitesse.training.data.augment import Augmentation, Augmenter, augmentation, draw, moved, usual
 from vitesse.training.data.targets import FlatObjects
 
 STILL = Augmentation(shift=0, zoom=1, flip=False, brightness=0, contrast=0)
@@ -155,6 +156,19 @@ def test_what_is_usual_for_boxes_turns_and_erases_nothing_and_mirroring_can_be_l
     assert not drawn.angle.any()
     assert not drawn.erased.any()
     assert (draw(dataclasses.replace(usual(Task.DETECTION), flip=False), 200, (0,)).mirror == 1).all()
+
+
+def test_in_place_nothing_is_moved_zoomed_or_turned_and_the_rest_is_as_usual():
+    for task in Task:
+        drawn, before = (draw(augmentation(name, task), 200, (0,)) for name in ("in-place", "usual"))
+        assert (drawn.zoom == 1).all()
+        assert not drawn.shift.any()
+        assert not drawn.angle.any()
+        for part in ("mirror", "gain", "offset", "erased"):
+            np.testing.assert_array_equal(getattr(drawn, part), getattr(before, part))
+    assert augmentation("none", Task.DETECTION) is None
+    with pytest.raises(UsageError, match=r"'mild'.*\n.*one of usual, in-place, none"):
+        augmentation("mild", Task.DETECTION)
 
 
 def test_channels_are_normalised_in_the_order_the_model_wants_them_in():

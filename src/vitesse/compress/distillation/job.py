@@ -14,6 +14,7 @@ from vitesse.data.dataset import open_dataset
 from vitesse.progress import Progress
 from vitesse.sources.source import Given
 from vitesse.sources.trainable import Trainable, open_trainable, save_trainable
+from vitesse.training.data.augment import augmentation
 from vitesse.training.data.opening import open_training
 from vitesse.training.devices import device_before
 from vitesse.training.loop import Trained
@@ -114,7 +115,13 @@ def distil_from(
         UsageError, DataError, SpecError: see `open_training` and `distil`.
         StorageError: the folder cannot be written.
     """
-    opened = open_training(data, student.spec, labels=options.labels, seed=options.train.seed)
+    opened = open_training(
+        data,
+        student.spec,
+        labels=options.labels,
+        augment=augmentation(options.augmentation, student.spec.task) or False,
+        seed=options.train.seed,
+    )
     trained = distil(
         teacher,
         student,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from vitesse.errors import UsageError
-from vitesse.training.options import TrainOptions
+from vitesse.training.options import AUGMENTATIONS, TrainOptions
 
 # DeiT's distillation softens classes; queries are taught as sure as the teacher is.
 _TEMPERATURES = {"vit": 3.0, "detr": 1.0}
@@ -26,6 +26,7 @@ class DistilOptions:
         feature_weight: of the loss on the teacher's tokens, where `features`.
         smoothing: of a ViT's hard labels, from 0 to below 1: this share is spread over all classes.
         features: also imitate the teacher's inner tokens, through projections that are dropped afterwards.
+        augmentation: of the training images, one of AUGMENTATIONS.
         live_norms: the frozen norms of a ResNet learn too (`training.live_norm`): where its channels were cut, and a
             device sees 16 images or more at once.
 
@@ -41,6 +42,7 @@ class DistilOptions:
     feature_weight: float = 1.0
     smoothing: float = 0.1
     features: bool = False
+    augmentation: str = "usual"
     live_norms: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +56,11 @@ class DistilOptions:
                 raise UsageError(f"{name} is {getattr(self, name)}", expected="0 or more")
         if not 0 <= self.smoothing < 1:
             raise UsageError(f"smoothing is {self.smoothing}", expected="a share from 0 to below 1")
+
+        if self.augmentation not in AUGMENTATIONS:
+            raise UsageError(
+                f"augmentation is {self.augmentation!r}", expected=f"one of {', '.join(AUGMENTATIONS)}"
+            )
 
     def temperature_of(self, kind: str) -> float:
         """Return the temperature for a network of `kind`, "vit" or "detr"."""

@@ -6,7 +6,7 @@ resampling, and light a handful of passes over it, because a GPU should not wait
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional
 from vitesse.errors import UsageError
 from vitesse.spec import Preprocessing, Task
 from vitesse.training.data.targets import FlatObjects
+from vitesse.training.options import AUGMENTATIONS
 from vitesse.training.transfer import sent
 
 
@@ -59,6 +60,22 @@ class Augmentation:
 def usual(task: Task) -> Augmentation:
     """Return what is mild enough for any data: classes are also turned and erased, boxes are not."""
     return Augmentation() if task is Task.DETECTION else Augmentation(rotation=8.0, erasing=0.25)
+
+
+def augmentation(name: str, task: Task) -> Augmentation | None:
+    """Return one of AUGMENTATIONS: what is usual; the same with nothing moved, zoomed or turned; none.
+
+    A model that was trained on pictures of one size and place may be wrong about moved ones, and then teaches so.
+
+    Raises:
+        UsageError: another name.
+    """
+    if name not in AUGMENTATIONS:
+        raise UsageError(f"augmentation {name!r}", expected=f"one of {', '.join(AUGMENTATIONS)}")
+    if name == "none":
+        return None
+    found = usual(task)
+    return found if name == "usual" else replace(found, shift=0.0, zoom=1.0, rotation=0.0)
 
 
 @dataclass(frozen=True, eq=False)
