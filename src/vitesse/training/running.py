@@ -143,7 +143,8 @@ class Run:
         with closing(self._feed()) as feed:
             while self._done < self._plan.steps:
                 rate = rate_at(self._done, self._plan.steps, options.rate, options.warmup)
-                step, note = self._take(feed, rate)
+                last = self._done + 1 == self._plan.steps
+                step, note = self._take(feed, rate, last=last)
                 if step.not_finite:
                     stopped = self._stopped(step.not_finite)
                     self._write({"rate": rate, **_numbers(step), NOTE: stopped}, taken=False)
@@ -165,11 +166,13 @@ class Run:
     def _feed(self) -> Feed:
         return Feed(self._job.data, self._job.options.batch, self._fabric.device, self._epoch, self._used)
 
-    def _take(self, feed: Feed, rate: float) -> tuple[Step, str]:
-        """Take a step; return it, and what happened besides."""
+    def _take(self, feed: Feed, rate: float, *, last: bool = False) -> tuple[Step, str]:
+        """Take a step; return it, and what happened besides. Unless it is the last, the next batch is made ready."""
         before, seed = self._stepper.at_once, self._job.options.seed * _SEEDS + self._done
         batch = feed.next()
-        step = self._stepper.take(batch, rate, seed, end=self._interruption.asked)
+        step = self._stepper.take(
+            batch, rate, seed, end=self._interruption.asked, meanwhile=_nothing if last else feed.prepare
+        )
         after = self._stepper.at_once
         if after == before:
             return step, ""
@@ -229,6 +232,10 @@ class Run:
             "optimiser": self._stepper.optimiser.state_dict(),
         }
         self._job.checkpoints.save(self._done, state)
+
+
+def _nothing() -> None:
+    """Of the last step there is none to make ready."""
 
 
 def _numbers(step: Step) -> dict[str, float]:

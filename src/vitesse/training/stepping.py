@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from vitesse.training.live_norm import LiveNorm
 from vitesse.training.optimiser import adamw
 from vitesse.training.options import TrainOptions
 from vitesse.training.task import Task
+from vitesse.training.transfer import fetched
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,15 @@ class Stepper:
         self.optimiser = adamw(self.task.student, self.options)
         self.learning = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
-    def take(self, batch: Batch, rate: float, seed: int, *, end: bool = False) -> Step:
+    def take(
+        self,
+        batch: Batch,
+        rate: float,
+        seed: int,
+        *,
+        end: bool = False,
+        meanwhile: Callable[[], None],
+    ) -> Step:
         """Take a step on this process's share of `batch`, unless a number of it is not finite.
 
         Args:
@@ -77,6 +86,7 @@ class Stepper:
             rate: the learning rate.
             seed: what is random in the student's forward pass follows from it.
             end: this process was asked to end.
+            meanwhile: called when all is asked of a GPU, before it is waited for.
 
         Raises:
             VitesseError: memory does not hold a single image.
@@ -84,7 +94,7 @@ class Stepper:
         statistics = [buffer.clone() for buffer in self._statistics()]
         while (parts := self._gradients(batch, seed)) is None:
             self._restore(statistics)
-        step = self._reduced(parts, end)
+        step = self._reduced(parts, end, meanwhile)
         if step.not_finite:
             self._restore(statistics)
         else:
@@ -147,12 +157,14 @@ class Stepper:
             ) from error
         self.at_once = tried // 2
 
-    def _reduced(self, parts: Mapping[str, Tensor], end: bool) -> Step:
+    def _reduced(self, parts: Mapping[str, Tensor], end: bool, meanwhile: Callable[[], None]) -> Step:
         """Sum gradients and losses over the processes, clip, and read the numbers: the only wait of a step."""
         if self.fabric.world_size > 1:
             parts, end = self._summed(parts, end)
         norm = nn.utils.clip_grad_norm_(self.learning, self.options.clip or math.inf)
-        *values, gradient_norm = torch.stack([*parts.values(), norm.float()]).tolist()
+        numbers = fetched(torch.stack([*parts.values(), norm.float()]))
+        meanwhile()
+        *values, gradient_norm = numbers.wait().tolist()
         return Step(dict(zip(parts, values, strict=True)), gradient_norm, end)
 
     def _summed(self, parts: Mapping[str, Tensor], end: bool) -> tuple[dict[str, Tensor], bool]:

@@ -53,4 +53,4 @@ def test_only_many_problems_on_many_cores_are_shared(monkeypatch):
     assignment.solve(costs, ends)
     monkeypatch.setattr(assignment, "usable_cores", lambda: 4)
     assignment.solve(costs, ends)
-    assert asked == [4]
+    assert asked == [8, 2]

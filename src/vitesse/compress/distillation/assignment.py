@@ -24,9 +24,9 @@ Solved = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 # Numbers from which handing them to other processes takes less than solving them here: about 300 problems of 25 × 25.
 _MANY = 200_000
-_MOST_PROCESSES = 4
+_MOST_PROCESSES = 8
 # Of the cores the rest is for what feeds the device.
-_CORES_EACH = 4
+_CORES_EACH = 2
 
 
 def solve(costs: Costs, ends: Sequence[int]) -> Solved:

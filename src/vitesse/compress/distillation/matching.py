@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitesse.compress.distillation.assignment import solve
 from vitesse.compress.distillation.overlap import generalised_iou
-from vitesse.training.transfer import sent
+from vitesse.training.transfer import Arriving, fetched, sent
 
 # What a pair costs, by part: those of DETR.
 CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
@@ -49,16 +49,13 @@ class Pairs:
 class Pending:
     """Costs on their way to the host; see `begin`."""
 
-    costs: Tensor
+    costs: Arriving
     columns: Sequence[int]
     device: torch.device
-    arrived: torch.cuda.Event | None
 
     def pairs(self) -> Pairs:
         """Wait for the costs and solve. Raises NotFinite where one that counts is no number."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        found = assign(self.costs.numpy(), self.columns)
+        found = assign(self.costs.wait().numpy(), self.columns)
         layer, image, row, column = sent(found, self.device)
         return Pairs(layer, image, row, column)
 
@@ -70,14 +67,7 @@ def begin(costs: Tensor, columns: Sequence[int]) -> Pending:
         costs: (layers, images, rows, columns) float32.
         columns: of each image, how many of the columns are targets; those behind are padding.
     """
-    costs = costs.detach()
-    if costs.device.type != "cuda":
-        return Pending(costs.cpu(), columns, costs.device, None)
-    host = torch.empty(costs.shape, dtype=costs.dtype, pin_memory=True)
-    host.copy_(costs, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-    return Pending(host, columns, costs.device, arrived)
+    return Pending(fetched(costs), columns, costs.device)
 
 
 def assign(costs: NDArray[np.float32], columns: Sequence[int]) -> NDArray[np.int64]:
