@@ -112,7 +112,7 @@ def race(given: argparse.Namespace, record: Record) -> None:
 
     from .compiling import compile_all, unready
     from .ours import Effort
-    from .race import Race, groups_of
+    from .race import Race, failure, groups_of
 
     rows = rows_of(given.rows)
     groups = groups_of(rows)
@@ -152,7 +152,7 @@ def race(given: argparse.Namespace, record: Record) -> None:
             found = run.run(group, keep=partial(record.add, group.name, under="groups"))
         except Exception as error:
             kept = record.content.get("groups", {}).get(group.name, {"precisions": list(group.precisions)})
-            found = {**kept, "failed": f"{type(error).__name__}: {error}"[:400]}
+            found = {**kept, "failed": failure(error)}
         take(record, group.name, found)
 
 

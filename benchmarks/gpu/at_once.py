@@ -29,7 +29,7 @@ from . import ours
 from .apart import ROOT
 from .compiling import compilations, side_by_side, unready
 from .ours import Effort
-from .race import Group, Keep, Race
+from .race import Group, Keep, Race, failure
 
 GO = "measure"
 # Times the limit of a candidate, for all of a group.
@@ -172,14 +172,14 @@ def main(arguments: Sequence[str]) -> None:
         try:
             opened = run.open(group, stack, say)
         except Exception as error:
-            say({"precisions": list(group.precisions), "failed": f"{type(error).__name__}: {error}"[:400]})
+            say({"precisions": list(group.precisions), "failed": failure(error)})
             return
         say({"ready": True})
         if sys.stdin.readline().strip() == GO:
             try:
                 say(run.measure(opened))
             except Exception as error:
-                say({**opened.found, "failed": f"{type(error).__name__}: {error}"[:400]})
+                say({**opened.found, "failed": failure(error)})
 
 
 if __name__ == "__main__":

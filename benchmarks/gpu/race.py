@@ -210,6 +210,11 @@ class Race:
         return " ".join(said.split())[:CUT]
 
 
+def failure(error: Exception) -> str:
+    """The words of a group that failed as a whole."""
+    return f"{type(error).__name__}: {error}"[:CUT]
+
+
 def reference(given: Setting) -> list[Tensor]:
     """Outputs of the float32 module, its products not rounded to TF32, on the CPU."""
     torch.backends.cuda.matmul.allow_tf32 = False
