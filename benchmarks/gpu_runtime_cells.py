@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from gpu.apart import without_folders
 from ledgers import in_cell
 
 NOT_RUN = "not run"
@@ -24,7 +24,7 @@ class Refusals:
         self._numbers: dict[str, int] = {}
 
     def cell(self, words: str) -> str:
-        shown = re.sub(r"(?:/[^\s/:]+)+/(?=[^\s/:])", "", words) + ("…" if len(words) >= REFUSAL_CUT else "")
+        shown = without_folders(words) + ("…" if len(words) >= REFUSAL_CUT else "")
         return f"refused {self._numbers.setdefault(in_cell(shown), len(self._numbers) + 1)}"
 
     def lines(self) -> list[str]:

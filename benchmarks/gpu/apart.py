@@ -47,4 +47,9 @@ def reason(said: str) -> str:
     lines = [line for line in said.splitlines() if line.strip()]
     begin = max((at for at, line in enumerate(lines) if EXCEPTION.match(line)), default=len(lines) - 1)
     text = " ".join(line.strip() for line in lines[max(begin, 0) :])
-    return FOLDERS.sub("", text)[:CUT] or "no message"
+    return without_folders(text)[:CUT] or "no message"
+
+
+def without_folders(text: str) -> str:
+    """A text with only the last part of each absolute path."""
+    return FOLDERS.sub("", text)
