@@ -6,24 +6,48 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from math import prod
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from vitesse.backends.closing import Closing
 from vitesse.backends.cuda.arrays import DeviceArray, device_array
 from vitesse.backends.cuda.buffers import Buffers
-from vitesse.backends.cuda.driver import CudaError
+from vitesse.backends.cuda.driver import CudaError, Driver
 from vitesse.backends.cuda.graphs import GraphCache
+from vitesse.backends.cuda.memory import Pool
 from vitesse.backends.cuda.stream import Stream
 from vitesse.backends.feeds import check_feeds
-from vitesse.backends.protocol import Outcome, Tensors
-from vitesse.backends.tensorrt.contexts import KEPT, Contexts, Ready
-from vitesse.backends.tensorrt.options import Shape
+from vitesse.backends.protocol import Outcome, TensorInfo, Tensors
+from vitesse.backends.tensorrt.contexts import KEPT, Contexts, Ready, Shapes
+from vitesse.backends.tensorrt.options import Profile, Shape
+from vitesse.backends.tensorrt.runtime_settings import RuntimeSettings
 from vitesse.errors import BackendError
 
-if TYPE_CHECKING:
-    from vitesse.backends.tensorrt.engine import TensorRtEngine
+
+class Opener(Protocol):
+    """What a session needs of its engine."""
+
+    driver: Driver
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    profiles: tuple[Profile, ...]
+    settings: RuntimeSettings
+    device_pool: Pool
+    host_pool: Pool
+    captures_graphs: bool
+
+    def largest_shapes(self) -> tuple[Shapes, ...]:
+        """Return the largest input shapes of every profile."""
+        ...
+
+    def check_open(self) -> None:
+        """Raise BackendError once the engine is closed."""
+        ...
+
+    def said(self) -> tuple[str, ...]:
+        """Return the errors that the library has logged since this was last asked."""
+        ...
 
 
 class TensorRtSession(Closing):
@@ -34,8 +58,8 @@ class TensorRtSession(Closing):
     replay it.
     """
 
-    def __init__(self, engine: TensorRtEngine) -> None:
-        self._engine: TensorRtEngine | None = engine
+    def __init__(self, engine: Opener) -> None:
+        self._engine: Opener | None = engine
         self._driver = engine.driver
         with ExitStack() as made:
             self._stream = made.enter_context(Stream(self._driver))
@@ -151,13 +175,13 @@ class TensorRtSession(Closing):
         self._held.close()
         self._feeding = {}
 
-    def _opened(self) -> TensorRtEngine:
+    def _opened(self) -> Opener:
         if self._engine is None:
             raise BackendError("this session is closed", expected="an open one", fix="engine.session()")
         self._engine.check_open()
         return self._engine
 
-    def _reserve(self, engine: TensorRtEngine) -> None:
+    def _reserve(self, engine: Opener) -> None:
         """Make room for the largest shapes of all profiles."""
         for shapes in engine.largest_shapes():
             ready = self._contexts.shared(shapes)
@@ -165,7 +189,7 @@ class TensorRtSession(Closing):
                 self._buffers.reserve(info.name, _bytes(dict(shapes)[info.name], info.dtype))
             self._place(engine, ready)
 
-    def _place(self, engine: TensorRtEngine, ready: Ready) -> dict[str, int]:
+    def _place(self, engine: Opener, ready: Ready) -> dict[str, int]:
         """Return where the outputs go; they move only if one is larger than at the largest input."""
         for info in engine.outputs:
             self._buffers.reserve(info.name, _bytes(ready.outputs[info.name], info.dtype))
@@ -180,7 +204,7 @@ class TensorRtSession(Closing):
             self._addresses = self._buffers.addresses()
         self._graphs.run(ready.key, lambda: ready.enqueue(self._stream))
 
-    def _failed(self, engine: TensorRtEngine, error: BackendError) -> BackendError:
+    def _failed(self, engine: Opener, error: BackendError) -> BackendError:
         """Leave nothing running behind an error, and add what the library logged."""
         with suppress(CudaError):
             self._stream.synchronize()
