@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vitesse.serve.endpoint import Endpoint
 from vitesse.serve.http_limits import BodyLimits, header_of, refusal_answer
 from vitesse.serve.logs import NAME, log_request, request_id
 from vitesse.serve.refusals import Refusal
-from vitesse.serve.routes import Endpoint, direct, starlette_routes
+from vitesse.serve.routes import direct, starlette_routes
 from vitesse.serve.service import Service
 
 _LOG = logging.getLogger(NAME)

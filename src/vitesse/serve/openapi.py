@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitesse._version import __version__
+from vitesse.serve.endpoint import Endpoint, Guard
 from vitesse.serve.protocol.tensors import datatype_of
-from vitesse.serve.routes import Endpoint, Guard, endpoints
 from vitesse.serve.service import Service
 
 Schema = dict[str, Any]
@@ -36,10 +36,9 @@ _ANY: Schema = {"type": "object"}
 _NUMBER: Schema = {"type": "number"}
 
 
-def document(service: Service) -> dict[str, Any]:
-    """Return the document for this service; the model's name, version and inputs stand in it as they are."""
+def document(service: Service, table: Sequence[Endpoint]) -> dict[str, Any]:
+    """Return the document for a service's routes; the model's name, version and inputs stand in it as they are."""
     paths: dict[str, Any] = {}
-    table = endpoints(service)
     for endpoint in table:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, service)
     schemes = {"key": {"type": "http", "scheme": "bearer"}, "admin": {"type": "http", "scheme": "bearer"}}

@@ -1,4 +1,4 @@
-"""What people and tools look at: metrics, the dashboard and its document, the description of the interface."""
+"""What people and tools look at: metrics, the dashboard and its document."""
 
 from __future__ import annotations
 
@@ -41,14 +41,6 @@ async def dashboard(service: Service, request: Request) -> Response:
         "Cache-Control": "no-cache",
     }
     return Response(page, media_type="text/html", headers=headers)
-
-
-async def openapi(service: Service, request: Request) -> Response:
-    """GET /openapi.json."""
-    # Imported here because the document is made from the table of routes, and this function stands in it.
-    from vitesse.serve.openapi import document
-
-    return JSONResponse(document(service))
 
 
 @cache

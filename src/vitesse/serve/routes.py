@@ -1,56 +1,25 @@
-"""Every address of the server in one table: what it is called, who may call it, what it takes and answers."""
+"""Every address of the server in one table."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from vitesse.serve import handlers, pages
+from vitesse.serve.endpoint import Endpoint, Guard
+from vitesse.serve.openapi import document
 from vitesse.serve.service import Service
 from vitesse.spec import Task
 
-Handler = Callable[[Service, Request], Awaitable[Response]]
 Bound = Callable[[Request], Awaitable[Response]]
 
 
-class Guard(StrEnum):
-    """Who may call a route."""
-
-    OPEN = "open"  # anyone: health
-    KEY = "key"  # holders of a key, where the server has keys
-    ADMIN = "admin"  # holders of an admin key; without any the route is not there
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One route.
-
-    Args:
-        takes: media types of the request's body. gives: media type → schema name in `openapi`, of a 200.
-        refusals: statuses besides 200 that belong to it; 401, 431 and 500 are added where they apply.
-        query: parameter → what it does. counted: whether it counts as a request for inference.
-    """
-
-    method: str
-    path: str
-    handler: Handler
-    summary: str
-    gives: Mapping[str, str]
-    guard: Guard = Guard.KEY
-    takes: tuple[str, ...] = ()
-    refusals: tuple[int, ...] = ()
-    query: tuple[str, ...] = ()
-    counted: bool = False
-
-    @property
-    def name(self) -> str:
-        """The handler's name; the route's operation in the OpenAPI document."""
-        return f"{self.handler.__name__}{'_version' if '{version}' in self.path else ''}"
+async def openapi(service: Service, request: Request) -> Response:
+    """GET /openapi.json: this table, described."""
+    return JSONResponse(document(service, endpoints(service)))
 
 
 _INFER = (400, 404, 408, 413, 415, 499, 500, 503, 504)
@@ -93,7 +62,7 @@ ALWAYS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/metrics", pages.metrics, "Metrics for Prometheus", {"text/plain": "Text"}),
     Endpoint("GET", "/api/status", pages.status, "What the dashboard shows", {_JSON: "Status"}),
     Endpoint("GET", "/", pages.dashboard, "The dashboard", {"text/html": "Text"}, Guard.OPEN),
-    Endpoint("GET", "/openapi.json", pages.openapi, "This document", {_JSON: "Document"}, Guard.OPEN),
+    Endpoint("GET", "/openapi.json", openapi, "This document", {_JSON: "Document"}, Guard.OPEN),
 )  # fmt: skip
 
 BY_TASK: Mapping[Task, Endpoint] = {
