@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 import onnx
 from PIL import Image
 
-from diagnose.broken import BROKEN, pictures
+from diagnose.broken import BROKEN
+from diagnose.changes import pictures
 from vitesse.diagnose.causes import FAMILIES
 from vitesse.diagnose.command import diagnose
 from vitesse.metadata import write_spec

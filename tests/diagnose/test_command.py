@@ -14,7 +14,7 @@ from rich.console import Console
 
 import fusing
 import tiny_graphs
-from diagnose.broken import after, changed
+from diagnose.changes import after, changed
 from vitesse.diagnose.command import diagnose
 from vitesse.errors import SpecError, UsageError
 from vitesse.metadata import write_spec

@@ -10,7 +10,7 @@ import pytest
 
 import fashion
 import tiny_graphs
-from diagnose.broken import copied, quantised
+from diagnose.changes import copied, quantised
 from vitesse.data.images import decode_image
 from vitesse.data.preprocess import feeds
 from vitesse.diagnose.command import diagnose

@@ -10,7 +10,7 @@ import onnx
 
 import fashion
 import tiny_graphs
-from diagnose.broken import copied, half
+from diagnose.changes import copied, half
 from vitesse.diagnose.command import Diagnosis, diagnose
 from vitesse.fusion import clean_model, fuse_model
 from vitesse.profile.modules import modules_of
