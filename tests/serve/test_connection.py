@@ -12,6 +12,7 @@ pytest.importorskip("uvicorn", reason="needs the server: pip install 'vitesse[se
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from serve.body_reader import BodyReader
 from vitesse.serve.connection import _GATHERED_BYTES, RECEIVED, Connection, _Lingering
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n"
@@ -106,18 +107,9 @@ async def asked(app: Any, chunks: list[bytes], length: int) -> list[bytes | str]
 
 def received(chunks: list[bytes], length: int) -> tuple[list[bytes], list[bytes | str]]:
     """Return the parts in which an app gets a body that comes in these chunks, and what reached the transport."""
-    parts: list[bytes] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        more = True
-        while more:
-            message = await receive()
-            parts.append(message["body"])
-            more = message["more_body"]
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
-
-    return parts, asyncio.run(asked(app, chunks, length))
+    app = BodyReader()
+    done = asyncio.run(asked(app, chunks, length))
+    return app.parts, done
 
 
 def test_a_body_reaches_the_app_in_the_parts_in_which_it_came() -> None:

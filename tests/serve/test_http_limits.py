@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from serve.body_reader import BodyReader
 from vitesse.serve import http_limits
 from vitesse.serve.connection import RECEIVED
 from vitesse.serve.http_limits import BodyLimits
@@ -18,7 +19,7 @@ LAST = {"type": "http.request", "body": b"def", "more_body": False}
 
 def read(messages: list[Any], extensions: dict[str, Any], body_s: float = 30.0) -> list[bytes]:
     """Read a body through the limits; a message None never comes."""
-    parts: list[bytes] = []
+    app = BodyReader()
 
     async def receive() -> Any:
         message = messages.pop(0)
@@ -26,19 +27,12 @@ def read(messages: list[Any], extensions: dict[str, Any], body_s: float = 30.0) 
             await asyncio.sleep(60)
         return message
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        more = True
-        while more:
-            message = await receive()
-            parts.append(message["body"])
-            more = message["more_body"]
-
     async def send(message: Any) -> None: ...
 
     scope = {"type": "http", "headers": [(b"content-length", b"6")], "extensions": extensions}
     limited = BodyLimits(app, Limits(body_s=body_s))
     asyncio.run(limited(scope, receive, send))
-    return parts
+    return app.parts
 
 
 @pytest.mark.parametrize("extensions", [{}, {RECEIVED: deque()}, {RECEIVED: deque([b"abc", b"def"])}])
