@@ -46,17 +46,34 @@ def test_nan_cannot_be_stored() -> None:
 def test_scales_put_the_largest_magnitude_on_448() -> None:
     assert activation_grid(-3.5, 1.0, number="fp8", symmetric=True).scale == np.float32(3.5 / LARGEST)
     _, grid = rounded_weight(np.array([[1, -896], [2, 8]], np.float32), 1, number="fp8", bits=8)
-    np.testing.assert_allclose(grid.scale, [2 / 448, 2], rtol=1e-7)
+    assert grid.scale.tolist() == [2**-7, 2], "2 / 448 and 896 / 448, up to the next power of two"
+
+
+def test_weights_have_scales_that_are_powers_of_two_and_reach_into_the_upper_half() -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 50)).astype(np.float32) * np.logspace(-6, 4, 50)
+    stored, grid = rounded_weight(weight.astype(np.float32), 1, number="fp8", bits=8)
+    assert (np.frexp(grid.scale)[0] == 0.5).all()
+    most = np.abs(stored.astype(np.float32)).max(axis=0)
+    assert ((most >= 224) & (most <= 448)).all()
+    half = (stored.astype(np.float32) * grid.scale).astype(np.float16)
+    exact = np.abs(weight).max(axis=0) > 1e-2  # what float16 holds as a normal number
+    np.testing.assert_array_equal(half[:, exact], (stored.astype(np.float32) * grid.scale)[:, exact])
+
+
+def test_a_channel_of_zeros_in_e4m3_has_the_scale_1() -> None:
+    stored, grid = rounded_weight(np.zeros((3, 2), np.float32), 1, number="fp8", bits=8)
+    assert grid.scale.tolist() == [1, 1]
+    assert not stored.astype(np.float32).any()
 
 
 def test_a_linear_layer_in_fp8_answers_as_computed_by_hand(tmp_path: Path) -> None:
     weight = np.array([[127, -63.5], [0, 1]], np.float32)
     model = graph("h = MatMul(x, w) y = MatMul(h, head)", "float[N,2] x", "float[N,2] y", w=weight, head=EYE)
     made, built = quantised(tmp_path, model, {"x": (-448.0, 448.0)}, number="fp8")
-    # x = (17, 1000) is stored as (16, 448). Column 1 has the scale 63.5 / 448: 1 is 7.055 steps, between 7 and 7.5.
-    one = 7 * 63.5 / 448
+    # x = (17, 1000) is stored as (16, 448). Column 0 has the scale 1/2, and 127 is 254 of it, between 240 and 256;
+    # column 1 has 1/4: 63.5 is 254 of it, too.
     assert run(made, {"x": np.array([[17, 1000]], np.float32)})[0].ravel().tolist() == pytest.approx(
-        [16 * 127, -16 * 63.5 + 448 * one]
+        [16 * 128, -16 * 64 + 448 * 1]
     )
     assert made.opset_import[0].version == 19
     assert constants(made)["w_quantized"].dtype.name == "float8_e4m3fn"

@@ -46,6 +46,9 @@ def rounded_weight(
 ) -> tuple[NDArray[Any], Grid]:
     """Round weights per channel along `axis`, symmetrically; return the stored numbers and their grid.
 
+    Scales of E4M3 are powers of two: a floating point format rounds no worse by it, the real numbers are exact in 16
+    bits, too, and a runtime may move such factors into the numbers and multiply by one scale.
+
     Args:
         bits: of integers: 8 stores up to ±127, 7 up to ±63.
         least: smallest scale per channel, (channels,), or None.
@@ -53,6 +56,10 @@ def rounded_weight(
     others = tuple(at for at in range(weight.ndim) if at != axis % weight.ndim)
     most = LARGEST if number == "fp8" else float(2 ** (bits - 1) - 1)
     scale = np.asarray(np.abs(weight).max(axis=others) / most, np.float32)
+    if number == "fp8":
+        # x = m · 2^e with m from 0.5 to below 1, so that the power of two not below x has e, and e − 1 where m = 0.5.
+        mantissa, exponent = np.frexp(scale)
+        scale = np.where(scale > 0, np.ldexp(np.float32(1), exponent - (mantissa == 0.5)), np.float32(0))
     scale = _positive(scale if least is None else np.maximum(scale, least))
     ratio = np.asarray(weight / np.expand_dims(scale, others), np.float32)
     stored = to_e4m3(ratio) if number == "fp8" else np.clip(np.rint(ratio), -most, most).astype(np.int8)

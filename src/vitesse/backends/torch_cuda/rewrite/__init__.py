@@ -1,7 +1,7 @@
 """A static graph of standard operators → fused steps: what runs between two steps costs a kernel and memory traffic.
 
 quantised ─▶ patches ─▶ conv ─▶ conv_pairs ─▶ views ─▶ attention ─▶ linear ─▶ positions ─▶ siblings ─▶ norm
-─▶ quantise_outputs ─▶ quantise ─▶ norm_linear
+─▶ quantise_outputs ─▶ quantise ─▶ norm_linear ─▶ one_scale
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vitesse.backends.torch_cuda.rewrite.conv_pairs import conv_pairs
 from vitesse.backends.torch_cuda.rewrite.linear import linear
 from vitesse.backends.torch_cuda.rewrite.norm import norm
 from vitesse.backends.torch_cuda.rewrite.norm_linear import norm_linear
+from vitesse.backends.torch_cuda.rewrite.one_scale import one_scale
 from vitesse.backends.torch_cuda.rewrite.patches import patches
 from vitesse.backends.torch_cuda.rewrite.positions import positions
 from vitesse.backends.torch_cuda.rewrite.quantised import left_alone, quantise, quantise_outputs, quantised
@@ -49,7 +50,7 @@ def _rules(notes: Notes) -> list[tuple[str, Callable[[ir.Model], int]]]:
 
     What reads E4M3 comes first, so that every later rule sees its layers as steps. Layers take residuals before norms
     do: an epilogue adds them without another pass over memory. Which steps write E4M3 is known when all are there, and
-    only then which norms one layer alone reads in 16 bits.
+    only then which norms one layer alone reads in 16 bits. Layers that stand side by side share a scale last.
     """
     return [
         ("quantised", quantised),
@@ -65,4 +66,5 @@ def _rules(notes: Notes) -> list[tuple[str, Callable[[ir.Model], int]]]:
         ("quantise_outputs", quantise_outputs),
         ("quantise", quantise),
         ("norm_linear", norm_linear),
+        ("one_scale", one_scale),
     ]
