@@ -1,6 +1,7 @@
-"""Options of the test run, and what tests in several folders ask for."""
+"""Options of the test run, and what several test files ask for."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,15 @@ def short_races() -> Iterator[None]:
         patch.setattr(latency, "_BLOCK_MS", 4.0)
         patch.setattr(latency, "settle", lambda: True)
         yield
+
+
+@pytest.fixture(scope="session")
+def gpu_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the graphs of the GPU benchmark's vit_tiny and dino_tiny."""
+    from gpu_benchmark import gpu_module
+
+    folder = tmp_path_factory.mktemp("graphs")
+    graphs = gpu_module("graphs")
+    graphs.make("vit_tiny", graphs.PRECISIONS, folder)
+    graphs.make("dino_tiny", ("fp32",), folder)
+    return folder
