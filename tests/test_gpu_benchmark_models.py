@@ -13,6 +13,16 @@ from gpu_benchmark import gpu_module
 torch = pytest.importorskip("torch", reason="the benchmark's models and peers are torch modules")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graphs of vit_tiny and dino_tiny."""
+    folder = tmp_path_factory.mktemp("graphs")
+    graphs = gpu_module("graphs")
+    graphs.make("vit_tiny", graphs.PRECISIONS, folder)
+    graphs.make("dino_tiny", ("fp32",), folder)
+    return folder
+
+
 def answers(path: Path, images: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found: np.ndarray = session.run(None, {"images": images})[0]
@@ -29,24 +39,24 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "dino_tiny"])
-def test_a_repeated_graph_computes_what_the_whole_module_does(gpu_graphs: Path, name: str) -> None:
+def test_a_repeated_graph_computes_what_the_whole_module_does(made: Path, name: str) -> None:
     images = images_of(name)
     models = gpu_module("models")
     wanted = models.module_of(models.MODELS[name])(torch.from_numpy(images)).numpy()
-    assert distance(answers(gpu_graphs / f"{name}_fp32.onnx", images), wanted) < 1e-5
+    assert distance(answers(made / f"{name}_fp32.onnx", images), wanted) < 1e-5
 
 
-def test_the_module_without_rotated_matrices_is_another(gpu_graphs: Path) -> None:
+def test_the_module_without_rotated_matrices_is_another(made: Path) -> None:
     images = images_of("vit_tiny")
     models = gpu_module("models")
     module = models.module_of(models.MODELS["vit_tiny"])
     weight = module.get_submodule("blocks.2.mlp.dense1").weight
     weight.copy_(torch.roll(weight, -1, 1))
     wanted = module(torch.from_numpy(images)).numpy()
-    assert distance(answers(gpu_graphs / "vit_tiny_fp32.onnx", images), wanted) > 1e-3
+    assert distance(answers(made / "vit_tiny_fp32.onnx", images), wanted) > 1e-3
 
 
-def test_repeating_gives_the_nodes_that_tracing_all_blocks_gives(gpu_graphs: Path, tmp_path: Path) -> None:
+def test_repeating_gives_the_nodes_that_tracing_all_blocks_gives(made: Path, tmp_path: Path) -> None:
     models, graphs = gpu_module("models"), gpu_module("graphs")
     tiny = models.MODELS["vit_tiny"]
     whole = replace(tiny, make=lambda _: tiny.make(tiny.blocks), blocks=0)
@@ -57,24 +67,24 @@ def test_repeating_gives_the_nodes_that_tracing_all_blocks_gives(gpu_graphs: Pat
         del models.MODELS["vit_whole"]
     counts = [
         sorted(node.op_type for node in onnx.load(path).graph.node)
-        for path in (gpu_graphs / "vit_tiny_fp32.onnx", tmp_path / "vit_whole_fp32.onnx")
+        for path in (made / "vit_tiny_fp32.onnx", tmp_path / "vit_whole_fp32.onnx")
     ]
     assert counts[0] == counts[1]
 
 
-def test_fp16_and_fp8_graphs_stay_near_the_module(gpu_graphs: Path) -> None:
+def test_fp16_and_fp8_graphs_stay_near_the_module(made: Path) -> None:
     images = images_of("vit_tiny")
     models = gpu_module("models")
     wanted = models.module_of(models.MODELS["vit_tiny"])(torch.from_numpy(images)).numpy()
-    assert distance(answers(gpu_graphs / "vit_tiny_fp16.onnx", images), wanted) < 3e-3
-    assert 1e-3 < distance(answers(gpu_graphs / "vit_tiny_fp8.onnx", images), wanted) < 0.12
-    nodes = onnx.load(gpu_graphs / "vit_tiny_fp8.onnx").graph.node
+    assert distance(answers(made / "vit_tiny_fp16.onnx", images), wanted) < 3e-3
+    assert 1e-3 < distance(answers(made / "vit_tiny_fp8.onnx", images), wanted) < 0.12
+    nodes = onnx.load(made / "vit_tiny_fp8.onnx").graph.node
     assert sum(node.op_type == "MatMul" for node in nodes) >= 5 * 6
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in nodes}
 
 
-def test_every_copy_of_a_block_has_matrices_of_its_own(gpu_graphs: Path) -> None:
-    graph = onnx.load(gpu_graphs / "vit_tiny_fp16.onnx").graph
+def test_every_copy_of_a_block_has_matrices_of_its_own(made: Path) -> None:
+    graph = onnx.load(made / "vit_tiny_fp16.onnx").graph
     large = [tensor.raw_data for tensor in graph.initializer if tensor.raw_data and len(tensor.dims) == 2]
     assert len(large) >= 5 * 6
     assert len(set(large)) == len(large)
