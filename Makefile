@@ -5,13 +5,21 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SECONDS_PER_MEASUREMENT ?= 1
 
-.PHONY: demo test lint types wheel clean
+.PHONY: demo demo-detr demo-vit demo-boxes test lint types wheel clean
 
+# One part after the other, whatever is asked for side by side: it measures.
 demo: $(VENV)/.run
+	@$(MAKE) --no-print-directory -j1 demo-detr demo-vit demo-boxes
+
+demo-detr: $(VENV)/.run
 	$(BIN)/vitesse optimize examples/fashion/detr_fashion.onnx --data examples/fashion/detr --target cpu \
 		--seconds $(SECONDS_PER_MEASUREMENT) --out demo/detr
+
+demo-vit: $(VENV)/.run
 	$(BIN)/vitesse optimize examples/fashion/vit_fashion.onnx --data examples/fashion/vit --target cpu \
 		--seconds $(SECONDS_PER_MEASUREMENT) --out demo/vit
+
+demo-boxes: $(VENV)/.run
 	$(BIN)/vitesse predict demo/detr examples/fashion/detr/val/000001.jpg --draw demo/boxes.png
 
 # In several processes: each test may load any runtime, and a process that had loaded all of them, the compilers and Ray,
