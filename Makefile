@@ -27,14 +27,16 @@ demo-boxes: $(VENV)/.run
 RAY      := tests/serve/test_ray.py tests/test_predict_ray.py
 # It interrupts torch by a signal and has it generate code: alone in its process, as the program is that it tests.
 ALONE    := tests/test_gpu_benchmark.py
-# They measure: nothing else runs meanwhile.
-MEASURED := tests/benchmark tests/profile
+# They measure: nothing else runs meanwhile. What tests/profile only counts runs with the stages.
+COUNTED  := $(patsubst %,tests/profile/test_%.py,attribution costs families known_totals modules)
+MEASURED := tests/benchmark $(filter-out $(COUNTED),$(wildcard tests/profile/test_*.py))
 LEARNING := tests/compress tests/training
 WHOLE    := $(filter-out $(RAY) $(ALONE),$(wildcard tests/test_*.py))
-STAGES   := $(filter-out tests/__pycache__ tests/backends tests/serve tests/sources $(LEARNING) $(MEASURED),$(patsubst %/,%,$(wildcard tests/*/)))
+APART    := tests/__pycache__ tests/backends tests/benchmark tests/profile tests/serve tests/sources $(LEARNING)
+STAGES   := $(filter-out $(APART),$(patsubst %/,%,$(wildcard tests/*/))) $(COUNTED)
 # Side by side with a core each, the longest first; then one after the other with all cores.
-SIDE_BY_SIDE := whole sources stages backends learning
-IN_TURN      := serve measured ray alone
+SIDE_BY_SIDE := whole sources stages backends learning alone
+IN_TURN      := serve measured ray
 CORES        := $(shell getconf _NPROCESSORS_ONLN)
 PYTEST       := $(BIN)/python -m pytest
 ON_ONE_CORE  := $(BIN)/python tests/one_core.py build/cores $(PYTEST)
@@ -73,7 +75,7 @@ test-ray: $(VENV)/.dev
 	$(PYTEST) $(RAY) || [ $$? = 5 ] # without Ray there are none
 
 test-alone: $(VENV)/.dev
-	$(PYTEST) $(ALONE) || [ $$? = 5 ] # without torch
+	$(ON_ONE_CORE) $(ALONE) || [ $$? = 5 ] # without torch
 
 # `make on-one-core-types`: a target on a core of its own, to run several side by side.
 on-one-core-%: $(VENV)/.dev
