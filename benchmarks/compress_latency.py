@@ -30,28 +30,32 @@ FED = 32  # images that the race goes round
 TACTICS, STEP_SECONDS = 8, 0.1
 
 
-def measure(models: Path, sources: Path, out: Path, seconds: float, devices: Sequence[str]) -> None:
-    """Write out/compress_latency_cpu.json, and _cuda where there is a GPU."""
+def measure(
+    models: Path, sources: Path, out: Path, seconds: float, devices: Sequence[str], kinds: Sequence[str]
+) -> None:
+    """Write out/compress_latency_cpu_KIND.json, and _cuda_ where there is a GPU."""
     for device in devices:
         runtime = RUNTIMES[device]
         available = backend(runtime).probe()
         if not available.available:
             print(f"{device}: not run: {available.reason}")
             continue
-        rows, raw = {}, {}
-        for kind in ("vit", "detr"):
+        for kind in kinds:
             artifacts = graphs(models, sources, kind, quantised=device == "cpu")
-            rows[kind], raw[kind] = race(artifacts, validation(sources, kind), runtime, seconds)
-        found = {
-            "command": f"python benchmarks/compress.py latency MODELS --sources SOURCES --seconds {seconds:g}",
-            "environment": describe(),
-            "runtime": runtime,
-            "threads": usable_cores(),
-            "models": rows,
-            "samples": raw,
-        }
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / f"compress_latency_{device}.json", (json.dumps(found) + "\n").encode())
+            rows, raw = race(artifacts, validation(sources, kind), runtime, seconds)
+            found = {
+                "command": f"python benchmarks/compress.py latency MODELS --sources SOURCES --seconds {seconds:g}",
+                "environment": describe(),
+                "runtime": runtime,
+                "threads": usable_cores(),
+                "kind": kind,
+                "rows": rows,
+                "samples": raw,
+            }
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(
+                out / f"compress_latency_{device}_{kind}.json", (json.dumps(found) + "\n").encode()
+            )
 
 
 def graphs(models: Path, sources: Path, kind: str, *, quantised: bool) -> Mapping[str, Artifact]:

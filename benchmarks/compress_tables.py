@@ -22,7 +22,7 @@ Results = Mapping[str, Any]
 def write_page(results: Path) -> None:
     """Write tables and picture of the results in a folder."""
     PAGE.write_text(page_with_tables(PAGE.read_text(), results))
-    PICTURE.write_text(picture(read(results, "latency_cpu")))
+    PICTURE.write_text(picture(races(results, "cpu")))
 
 
 def page_with_tables(page: str, results: Path) -> str:
@@ -43,8 +43,14 @@ def tables(results: Path) -> Mapping[str, str]:
         made[name] = of(read(results, name), case_table)
     made["students"] = student_table(read(results, "student"), read(results, "student_labels"))
     for device in ("cpu", "cuda"):
-        made[f"latency_{device}"] = of(read(results, f"latency_{device}"), latency_table)
+        made[f"latency_{device}"] = "\n\n".join(map(latency_table, races(results, device))) or NOT_RUN
     return made
+
+
+def races(results: Path, device: str) -> list[Results]:
+    """Return the races on a device, one for each kind of model that was raced there."""
+    found = (read(results, f"latency_{device}_{kind}") for kind in TITLES)
+    return [one for one in found if one is not None]
 
 
 def read(results: Path, name: str) -> Results | None:
@@ -95,16 +101,16 @@ def kept(row: Results) -> str:
 
 
 def latency_table(found: Results) -> str:
-    """Latency and accuracy of all networks of both kinds."""
+    """Latency and accuracy of all networks of a kind."""
     lines = ["| | ms, p50 | times as fast | score | against the original |", "|---|---|---|---|---|"]
-    for kind, rows in found["models"].items():
-        for row in rows:
-            low, high = row["interval"]
-            change = f"{row['score'] - rows[0]['score']:+.2f}"
-            lines.append(
-                f"| {TITLES[kind]}, {row['name']} | {row['p50_ms']:.3f} | {row['gain']:.2f} [{low:.2f}, {high:.2f}] | "
-                f"{row['score']:.2f} | {change} |"
-            )
+    rows = found["rows"]
+    for row in rows:
+        low, high = row["interval"]
+        change = f"{row['score'] - rows[0]['score']:+.2f}"
+        lines.append(
+            f"| {TITLES[found['kind']]}, {row['name']} | {row['p50_ms']:.3f} | "
+            f"{row['gain']:.2f} [{low:.2f}, {high:.2f}] | {row['score']:.2f} | {change} |"
+        )
     return "\n\n".join(["\n".join(lines), conditions(found)])
 
 
@@ -118,24 +124,23 @@ def conditions(found: Results) -> str:
         parts.append(found["together"] + " at the same time")
     if "threads" in found:
         parts.append(f"{found['runtime']}, {found['threads']} threads, batch 1, interleaved")
-        others = [run.get("foreign_cores") for run in found["samples"].values()]
-        known = [cores for cores in others if cores is not None]
-        parts.append(f"other processes took {max(known):.2f} cores" if known else "others' load is not known")
+        others = found["samples"].get("foreign_cores")
+        parts.append(
+            "others' load is not known" if others is None else f"other processes took {others:.2f} cores"
+        )
     return "; ".join(parts) + f"; {environment['date'][:10]}."
 
 
-def picture(found: Results | None) -> str:
+def picture(found: Sequence[Results]) -> str:
     """Return an SVG: latency against accuracy, one panel a model; with "not run" in it where there is nothing."""
-    kinds = list(found["models"]) if found else []
-    width = WIDE * max(1, len(kinds))
+    width = WIDE * max(1, len(found))
     space = 'xmlns="http://www.w3.org/2000/svg"'
     head = f'<svg {space} viewBox="0 0 {width} {HIGH + LEGEND}" font-family="sans-serif" font-size="11">'
     parts = [head, f'<rect width="{width}" height="{HIGH + LEGEND}" fill="white"/>']
-    if found is None:
+    if not found:
         parts.append(f'<text x="{MARGIN}" y="{MARGIN}">{NOT_RUN}</text>')
-    else:
-        for number, kind in enumerate(kinds):
-            parts += panel(TITLES[kind], found["models"][kind], WIDE * number)
+    for number, one in enumerate(found):
+        parts += panel(TITLES[one["kind"]], one["rows"], WIDE * number)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
