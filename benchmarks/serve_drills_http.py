@@ -6,8 +6,8 @@ RUN is a finished run of the example's detector, whose state as a server is forg
 benchmarks/results/serve_drills_http.json and into the table of docs/serving.md. The server is serve_drill_server.py:
 `vitesse serve` with its own thresholds, and sessions of the release that misbehave on command. Clients send validation
 images one after the other. Lost is a request without an answer or with another status than 200; wrong, an answer that
-does not agree with the one before the fault: what shows only by comparison is found after some such answers. Between
-drills the release is promoted again by the admin route.
+does not agree with what the same one, release or reference, answered before the fault: what shows only by comparison is
+found after some such answers. Between drills the release is promoted again by the admin route.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,6 +50,9 @@ TITLES = {
 }
 SERVER = Path(__file__).with_name("serve_drill_server.py")
 KEY = "a-key-of-the-drills-alone"
+
+# Who answers, as X-Served-By names it → what for each picture.
+Expected = Mapping[str, Sequence[Detections]]
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,9 @@ class Drill:
 class Clients:
     """Ask without a pause until they are stopped; every answer is kept."""
 
-    def __init__(self, port: int, pictures: Mapping[str, bytes], count: int) -> None:
+    def __init__(self, port: int, pictures: Sequence[bytes], expected: Expected, count: int) -> None:
         self.answers: list[Answer] = []
-        self._port, self._pictures, self._ending = port, list(pictures.values()), False
-        with closing(connected(port)) as connection:
-            self._expected = [detections(asked(connection, picture)[2]) for picture in self._pictures]
+        self._port, self._pictures, self._expected, self._ending = port, pictures, expected, False
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(count)]
 
     def __enter__(self) -> Clients:
@@ -106,10 +107,28 @@ class Clients:
                 sent, status, served_by, right = time.time(), 0, "", False
                 try:
                     status, served_by, body = asked(connection, self._pictures[at])
-                    right = status == 200 and agreement([detections(body)], [self._expected[at]]) > 0.95
+                    expected = self._expected.get(served_by)
+                    right = bool(
+                        status == 200 and expected and agreement([detections(body)], [expected[at]]) > 0.95
+                    )
                 except (OSError, http.client.HTTPException):
                     connection.close()  # the next request opens it again
                 self.answers.append(Answer(sent, time.time(), status, served_by, right))
+
+
+def both_answers(drilled: Drilled, pictures: Sequence[bytes]) -> Expected:
+    """Let the release and the reference answer every picture once; the release serves again afterwards."""
+    found: dict[str, list[Detections]] = {}
+    changes = {"rollback": {"why": "to see the reference's answers"}, "promote": {"release": drilled.live}}
+    with closing(connected(drilled.port)) as connection:
+        for change, body in changes.items():
+            status, said = drilled.ask("POST", f"/api/release/{change}", body)
+            assert status == 200, said
+            for picture in pictures:
+                _, served_by, body = asked(connection, picture)
+                found.setdefault(served_by, []).append(detections(body))
+    assert [len(one) for one in found.values()] == 2 * [len(pictures)], f"answers came from {list(found)}"
+    return found
 
 
 def connected(port: int) -> http.client.HTTPConnection:
@@ -140,10 +159,11 @@ class Drilled:
     run: Path
     file: Path
 
-    def ask(self, method: str, path: str) -> tuple[int, Any]:
-        """Ask a route that answers in JSON, with the admin key."""
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
+        """Ask a route that takes and answers JSON, with the admin key."""
+        content = None if body is None else json.dumps(body)
         with closing(connected(self.port)) as connection:
-            connection.request(method, path, headers={"Authorization": f"Bearer {KEY}"})
+            connection.request(method, path, content, {"Authorization": f"Bearer {KEY}"})
             came = connection.getresponse()
             return came.status, json.loads(came.read())
 
@@ -208,8 +228,8 @@ def drill(
     Ends the command where the release is not live, is rolled back before the fault, or not within two minutes after it.
     """
     assert drilled.rollback() is None, "the release was rolled back before the drill began"
-    release = drilled.live
-    with Clients(drilled.port, pictures, clients) as asking:
+    release, images = drilled.live, list(pictures.values())
+    with Clients(drilled.port, images, both_answers(drilled, images), clients) as asking:
         wait(lambda: len(asking.answers) >= healthy, f"{healthy} requests are answered")
         if (before := drilled.rollback()) is not None:
             raise SystemExit(f"rolled back without a fault: {before}")

@@ -41,7 +41,8 @@ def test_a_fault_is_rolled_back_without_a_lost_request(drilled: ModuleType, faul
 
 
 def test_without_a_fault_nothing_is_rolled_back_and_every_answer_is_right(drilled: ModuleType) -> None:
-    with http.Clients(drilled.port, http.pictures_of(8), 2) as asking:
+    images = list(http.pictures_of(8).values())
+    with http.Clients(drilled.port, images, http.both_answers(drilled, images), 2) as asking:
         http.wait(lambda: len(asking.answers) >= 60, "60 requests are answered")
     assert drilled.rollback() is None
     assert {(one.status, one.served_by, one.right) for one in asking.answers} == {(200, drilled.live, True)}
