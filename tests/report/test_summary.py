@@ -42,6 +42,15 @@ def test_keeping_the_original_says_that_no_step_was_faster():
     assert conclusion.cost_words == "Its AP is 0.8259 on 300 images."
 
 
+def test_steps_that_passed_and_were_not_faster_in_the_last_run_are_named_with_what_they_were_there():
+    final = {"gain": 1.0, "gain_spread": [1.0, 1.0], "gains": {"fuse": 1.072, "clean": 0.7}}
+    conclusion = conclude(Ledger("m.onnx", "cpu", (SOURCE, CLEAN, FUSE), chosen=0, final=final))
+    assert conclusion.title == "The original stays"
+    assert (
+        "When those that passed met the original once more, none was faster beyond noise: fuse 1.07×, clean 0.70×."
+    ) in conclusion.sentence()
+
+
 def test_a_drop_of_zero_is_nothing_lost():
     conclusion = conclude(Ledger("m.onnx", "cpu", (SOURCE, CLEAN), chosen=1))
     assert conclusion.cost_words == "Its AP is 0.8259 on 300 images: nothing lost (0.50 points allowed)."

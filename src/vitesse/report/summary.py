@@ -89,7 +89,7 @@ def conclude(ledger: Ledger) -> Conclusion:
         ending,
         _title(ledger, ending, speed),
         speed,
-        _speed_words(ending, speed, row),
+        _kept_words(ledger) if ending is Ending.KEPT else _speed_words(speed, row),
         cost,
         allowed,
         budget,
@@ -154,9 +154,16 @@ def _speed(ledger: Ledger, row: Row) -> Speed | None:
     )
 
 
-def _speed_words(ending: Ending, speed: Speed | None, row: Row) -> str:
-    if ending is Ending.KEPT:
+def _kept_words(ledger: Ledger) -> str:
+    """Why the original stays; steps that were faster before may not be so when all meet in one run."""
+    gains = (ledger.final or {}).get("gains") or {}
+    if not gains:
         return "No step was faster inside the accuracy budget."
+    met = ", ".join(f"{stage} {times(gain)}" for stage, gain in gains.items())
+    return f"When those that passed met the original once more, none was faster beyond noise: {met}."
+
+
+def _speed_words(speed: Speed | None, row: Row) -> str:
     if speed is None:
         return f"Its speed was not measured: {_closed(row.unmeasured.get('gain', NO_REASON))}"
     figures = []
