@@ -7,7 +7,7 @@ graph, in plain torch ──▶ problem of every step ──▶ its candidates p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore
@@ -20,7 +20,7 @@ from vitesse.backends.torch_cuda.binding import Binder
 from vitesse.backends.torch_cuda.candidates import Kernel, Run, Tactic
 from vitesse.backends.torch_cuda.device import facts_of, working_on
 from vitesse.backends.torch_cuda.problem import Problem
-from vitesse.backends.torch_cuda.tactics import COMPILING, PLAIN, Choice, offered, synchronise
+from vitesse.backends.torch_cuda.tactics import COMPILING, PLAIN, Choice, offered, ran_once, synchronise
 
 # Libraries choose among what is compiled already; Triton compiles.
 _COMPILED = "triton."
@@ -34,13 +34,13 @@ def compile_ahead(binder: Binder, graph: ir.Graph, feeds: Mapping[str, Tensor]) 
     Raises:
         BackendError: a candidate broke the GPU's context.
     """
+    # The pool's end waits for all that it was asked.
     with binder.cache.spent.on("compiling"), ThreadPoolExecutor(COMPILING) as threads:
         ahead = _Ahead(**vars(binder), threads=threads)
         # The build itself says which shape does not fit, and takes less memory than this.
         with suppress(torch.OutOfMemoryError):
             for _ in ahead.bound(graph, feeds):
                 pass
-        wait(ahead.asked)
     synchronise(binder.device, "a step that was compiled ahead")
 
 
@@ -49,7 +49,6 @@ class _Ahead(Binder):
     """Computes every step in plain torch, and has the candidates of those that are new compiled meanwhile."""
 
     threads: ThreadPoolExecutor = field(kw_only=True)
-    asked: list[Future[None]] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
     _room: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(_WAITING))
 
@@ -62,13 +61,13 @@ class _Ahead(Binder):
             for kernel, tactic in pairs:
                 if kernel.name.startswith(_COMPILED):
                     self._room.acquire()
-                    self.asked.append(self.threads.submit(self._run_once, problem, kernel, tactic))
+                    self.threads.submit(self._run_once, problem, kernel, tactic)
         return Choice(PLAIN, guessed=True), problem.plain
 
     def _run_once(self, problem: Problem, kernel: Kernel, tactic: Tactic) -> None:
         # What fails here fails again when it shall be measured, and is told there.
         try:
-            with suppress(Exception), working_on(self.device):
-                kernel.prepare(problem.tensors, problem.attributes, tactic)(*problem.tensors)
+            with working_on(self.device):
+                ran_once(problem, kernel, tactic)
         finally:
             self._room.release()

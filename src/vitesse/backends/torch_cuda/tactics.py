@@ -229,27 +229,27 @@ def _all_prepared(
     problem: Problem, offered: Sequence[tuple[Kernel, Tactic]], device: torch.device
 ) -> list[tuple[Run | None, str]]:
     """Prepare and run each once; on a GPU on several threads, because most of it is waiting for compilers."""
-
-    def prepared(pair: tuple[Kernel, Tactic]) -> tuple[Run | None, str]:
-        kernel, tactic = pair
-        try:
-            run = kernel.prepare(problem.tensors, problem.attributes, tactic)
-            run(*problem.tensors)
-        except Exception as error:  # see _prepared
-            return None, f"{type(error).__name__}: {_line(error)}"
-        return run, ""
-
     if device.type != "cuda" or len(offered) < 2:
-        return [prepared(pair) for pair in offered]
+        return [ran_once(problem, *pair) for pair in offered]
 
     def on_gpu(pair: tuple[Kernel, Tactic]) -> tuple[Run | None, str]:
         with working_on(device):
-            return prepared(pair)
+            return ran_once(problem, *pair)
 
     with ThreadPoolExecutor(COMPILING) as threads:
         made = list(threads.map(on_gpu, offered))
     synchronise(device, problem.signature)
     return made
+
+
+def ran_once(problem: Problem, kernel: Kernel, tactic: Tactic) -> tuple[Run | None, str]:
+    """Prepare a candidate and run it once, so that it is compiled: the call and "", or None and why there is none."""
+    try:
+        run = kernel.prepare(problem.tensors, problem.attributes, tactic)
+        run(*problem.tensors)
+    except Exception as error:  # see _prepared
+        return None, f"{type(error).__name__}: {_line(error)}"
+    return run, ""
 
 
 def _first_right(
