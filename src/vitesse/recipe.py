@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from vitesse.errors import UsageError
 from vitesse.lowering import REWRITES
-from vitesse.training.options import AUGMENTATIONS
+from vitesse.training.options import check_augmentation
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "fp8+fp16")
 # The 16 bits that a GPU multiplies, in the order in which one wants them; the 8 bits that Q/DQ write.
@@ -204,11 +204,7 @@ class CompressOptions:
             )
         if self.method not in IMPORTANCE:
             raise UsageError(f"compress.method = {self.method!r}", expected=f"one of {', '.join(IMPORTANCE)}")
-        if self.augmentation not in AUGMENTATIONS:
-            raise UsageError(
-                f"compress.augmentation = {self.augmentation!r}",
-                expected=f"one of {', '.join(AUGMENTATIONS)}",
-            )
+        check_augmentation("compress.augmentation", self.augmentation)
         if self.seconds <= 0 or min(self.steps, self.multiple, self.decoder_layers) < 0:
             raise UsageError(
                 f"compress: {self.seconds:g} seconds, {self.steps} steps, multiple {self.multiple}, "

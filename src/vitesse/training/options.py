@@ -84,3 +84,9 @@ class TrainOptions:
             ("checkpoint_seconds", self.checkpoint_seconds >= 0, "seconds, 0 or more"),
             ("score_every", 0 < self.score_every <= 1, "a share of the steps, above 0 and up to 1"),
         )
+
+
+def check_augmentation(option: str, name: str) -> None:
+    """Raise UsageError, which names the option, where `name` is none of AUGMENTATIONS."""
+    if name not in AUGMENTATIONS:
+        raise UsageError(f"{option} = {name!r}", expected=f"one of {', '.join(AUGMENTATIONS)}")

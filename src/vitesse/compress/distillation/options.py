@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from vitesse.errors import UsageError
-from vitesse.training.options import AUGMENTATIONS, TrainOptions
+from vitesse.training.options import TrainOptions, check_augmentation
 
 # DeiT's distillation softens classes; queries are taught as sure as the teacher is.
 _TEMPERATURES = {"vit": 3.0, "detr": 1.0}
@@ -57,10 +57,7 @@ class DistilOptions:
         if not 0 <= self.smoothing < 1:
             raise UsageError(f"smoothing is {self.smoothing}", expected="a share from 0 to below 1")
 
-        if self.augmentation not in AUGMENTATIONS:
-            raise UsageError(
-                f"augmentation is {self.augmentation!r}", expected=f"one of {', '.join(AUGMENTATIONS)}"
-            )
+        check_augmentation("augmentation", self.augmentation)
 
     def temperature_of(self, kind: str) -> float:
         """Return the temperature for a network of `kind`, "vit" or "detr"."""

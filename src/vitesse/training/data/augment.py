@@ -17,7 +17,7 @@ from torch.nn import functional
 from vitesse.errors import UsageError
 from vitesse.spec import Preprocessing, Task
 from vitesse.training.data.targets import FlatObjects
-from vitesse.training.options import AUGMENTATIONS
+from vitesse.training.options import check_augmentation
 from vitesse.training.transfer import sent
 
 
@@ -70,8 +70,7 @@ def augmentation(name: str, task: Task) -> Augmentation | None:
     Raises:
         UsageError: another name.
     """
-    if name not in AUGMENTATIONS:
-        raise UsageError(f"augmentation {name!r}", expected=f"one of {', '.join(AUGMENTATIONS)}")
+    check_augmentation("augmentation", name)
     if name == "none":
         return None
     found = usual(task)
