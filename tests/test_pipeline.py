@@ -235,7 +235,7 @@ def test_a_runtime_that_refuses_ends_its_branch_only(run: Run, monkeypatch: pyte
     [
         (Fault(change=scaled_outputs(1.2)), Verdict.FAIL, "differ from the model before"),
         (Fault(change=with_nan), Verdict.FAIL, "holds NaN"),
-        (Fault(delay_ms=5), Verdict.REJECTED, "slower than the step before"),
+        (Fault(delay_ms=50), Verdict.REJECTED, "slower than the step before"),
         (Fault(crash="illegal instruction"), Verdict.FAIL, "illegal instruction"),
     ],
 )
