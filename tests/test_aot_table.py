@@ -181,7 +181,16 @@ def test_the_quick_part_has_every_model_and_every_gpu(aot: ModuleType) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_fashion", "detr_fashion", "deimv2_atto", "vit_b16", "detr_r50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_fashion",
+        "detr_fashion",
+        "vit_b16",
+        pytest.param("deimv2_atto", marks=pytest.mark.long),
+        pytest.param("detr_r50", marks=pytest.mark.long),
+    ],
+)
 def test_it_compiles_as_the_committed_table_says(name: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU")
     if name == "deimv2_atto":
