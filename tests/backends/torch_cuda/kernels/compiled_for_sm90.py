@@ -75,6 +75,10 @@ def facts(launch: Launch) -> dict[str, Any]:
         "waits": ptx.count("griddepcontrol.wait"),
         "loads": len(re.findall(r"ld\.global", ptx)),
         "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64", ptx)),
+        "copies": len(re.findall(r"cp\.async\.c[ag]\.", ptx)),
+        "wide_copies": len(re.findall(r"cp\.async\.cg\.", ptx)),
+        "stores": len(re.findall(r"st\.global", ptx)),
+        "wide_stores": len(re.findall(r"st\.global\S*\.v[24]\.b32", ptx)),
         "shared_bytes": made.metadata.shared,
         **resources(made.asm["cubin"]),
     }

@@ -47,6 +47,8 @@ def ending(channels: int, others: int, filters: int, height: int, width: int, st
 CASES = {
     "conv stem": layer(3, 800, 1333, 64, 7, 2),
     "conv stem of float32": layer(3, 800, 1333, 64, 7, 2, image_dtype=torch.float32),
+    "conv stem of E4M3": layer(3, 800, 1333, 64, 7, 2, out_scale=0.1),
+    "conv stem of 3 by 3": layer(3, 800, 1333, 32, 3, 2),
     "conv 64": layer(64, 200, 334, 64, 3, 1),
     "conv 128 stride 2": layer(128, 200, 334, 128, 3, 2),
     "conv 256 with a residual": layer(256, 50, 84, 256, 3, 1, residual=True),
@@ -64,22 +66,27 @@ CASES = {
 }
 
 
-def launches(kernel: Any, tensors: tuple[Any, ...], attributes: dict[str, Any]) -> list[tuple[str, Launch]]:
-    """What the best tactics and the last would launch."""
+def launches(
+    name: str, kernel: Any, tensors: tuple[Any, ...], attributes: dict[str, Any]
+) -> list[tuple[str, Launch]]:
+    """What the best tactics and the last would launch, for a stem all; what only prepares the image is named so."""
     found = []
     *better, last = kernel.tactics(tensors, attributes, H100)
-    for tactic in (*better[:3], last):
+    for tactic in (*(better if "stem" in name else better[:3]), last):
         kernel.prepare(tensors, attributes, tactic)(*tensors)
-        found.append((tactic.text(), RECORDED.pop()))
+        *before, main = RECORDED
+        found += [(f"before {name}: {tactic.text()}", one) for one in before]
+        found.append((f"{name}: {tactic.text()}", main))
+        RECORDED.clear()
     return found
 
 
 RECORDED: list[Launch] = []
-for name in ("taps", "boxes", "stem"):
+for name in ("taps", "boxes", "stem", "pack_pixels", "stem_rows"):
     setattr(conv, name, Recorder(getattr(conv, name), RECORDED))
 conv_pair.pair = Recorder(conv_pair.pair, RECORDED)
 max_pool.pool = Recorder(max_pool.pool, RECORDED)
 
 if __name__ == "__main__":
-    made = {f"{case}: {text}": facts(one) for case, layer in CASES.items() for text, one in launches(*layer)}
+    made = {name: facts(one) for case, layer in CASES.items() for name, one in launches(case, *layer)}
     json.dump(made, sys.stdout, indent=1)

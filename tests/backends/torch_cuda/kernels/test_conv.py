@@ -16,7 +16,7 @@ from vitesse.backends.torch_cuda.candidates import Tactic  # noqa: E402
 from vitesse.backends.torch_cuda.comparing import disagreement  # noqa: E402
 from vitesse.backends.torch_cuda.kernels import conv as module  # noqa: E402
 from vitesse.backends.torch_cuda.kernels.conv import KERNEL  # noqa: E402
-from vitesse.backends.torch_cuda.kernels.conv_configs import BOXES, STEM, TAPS, ConvConfig  # noqa: E402
+from vitesse.backends.torch_cuda.kernels.conv_configs import BOXES, ROWS, STEM, TAPS, ConvConfig  # noqa: E402
 
 SHAPES = {
     "odd sizes": Shape(2, 16, 9, 11, 40),
@@ -36,12 +36,27 @@ STEMS = {
     "one channel": Shape(1, 1, 8, 9, 8),
     "four channels, pads on one side": Shape(1, 4, 9, 8, 24, strides=(2, 2), pads=(0, 0, 1, 1)),
     "wider than a tile": Shape(1, 3, 5, 151, 8, strides=(1, 2)),
+    "7 by 7, wider than a tile": Shape(2, 3, 5, 133, 8, kernel=(7, 7), strides=(3, 2), pads=(3, 2, 1, 4)),
+    "more filters than a tile has, stride 4": Shape(1, 1, 9, 21, 72, kernel=(5, 5), strides=(2, 4)),
+    "rows further apart": Shape(1, 3, 12, 9, 8, strides=(1, 2), pads=(2, 1, 2, 1), dilations=(2, 1)),
+    "odd stride": Shape(1, 3, 9, 11, 8, strides=(3, 3)),
+    "columns further apart": Shape(1, 3, 9, 11, 8, strides=(2, 2), dilations=(1, 2)),
+    "no pads, one tap in a row": Shape(1, 3, 9, 10, 8, kernel=(3, 1), strides=(2, 2), pads=(0, 0, 0, 0)),
 }
+NOT_PACKED = {"one channel", "odd stride", "columns further apart"}
 SMALL = {
     TAPS: ConvConfig(TAPS, 64, 64, 32, 4, 3),
     BOXES: ConvConfig(BOXES, 64, 64, 32, 4, 3, box_x=8),
     STEM: ConvConfig(STEM, 64, 16, 32, 4, 2),
+    ROWS: ConvConfig(ROWS, 64, 64, 32, 4, 2),
 }
+
+
+def small(program: str, height: int, width: int, filters: int) -> Shape:
+    """A convolution that a program takes."""
+    channels = 3 if program in (STEM, ROWS) else 16
+    strides = (1, 2) if program == ROWS else (1, 1)
+    return Shape(1, channels, height, width, filters, strides=strides)
 
 
 def outputs(given: Case, monkeypatch: Any) -> list[tuple[Tactic, Any]]:
@@ -69,14 +84,16 @@ def test_every_configuration_is_the_convolution_in_float64(
 
 
 @pytest.mark.parametrize("image_dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", STEMS.values(), ids=STEMS)
+@pytest.mark.parametrize("name", STEMS)
 def test_an_image_of_few_channels_is_read_as_it_comes(
-    shape: Shape, image_dtype: Any, device: Any, monkeypatch: Any
+    name: str, image_dtype: Any, device: Any, monkeypatch: Any
 ) -> None:
-    given = case(shape, device, image_dtype=image_dtype, activation="relu")
+    given = case(STEMS[name], device, image_dtype=image_dtype, activation="relu")
     planes = Case((given.tensors[0].contiguous(), *given.tensors[1:]), given.attributes, given.expected)
-    for tactic, made in [*outputs(given, monkeypatch), *outputs(planes, monkeypatch)]:
-        assert tactic.config["program"] == STEM
+    found = [*outputs(given, monkeypatch), *outputs(planes, monkeypatch)]
+    programs = {tactic.config["program"] for tactic, _ in found}
+    assert programs == ({STEM} if name in NOT_PACKED else {STEM, ROWS})
+    for tactic, made in found:
         assert error(made, given.expected) < TOLERANCES[torch.float16], tactic.text()
 
 
@@ -86,11 +103,10 @@ def test_an_image_of_few_channels_is_read_as_it_comes(
 def test_every_epilogue_is_done_before_the_one_rounding(
     program: str, activation: str, residual_first: int | None, device: Any, monkeypatch: Any
 ) -> None:
-    channels = 3 if program == STEM else 16
     said: dict[str, Any] = {"activation": activation, "out_dtype": "float32"}
     if residual_first is not None:
         said["residual_first"] = residual_first
-    given = case(Shape(1, channels, 4, 5, 8), device, residual=residual_first is not None, scaled=8, **said)
+    given = case(small(program, 4, 5, 8), device, residual=residual_first is not None, scaled=8, **said)
     with poisoned(monkeypatch):
         made = run(given, Tactic(KERNEL.name, SMALL[program].document()))
     assert made.dtype == torch.float32
@@ -106,8 +122,10 @@ def test_scale_and_bias_may_be_absent(scaled: int, biased: bool, device: Any, mo
     assert error(made, given.expected) < TOLERANCES[torch.float16]
 
 
-def test_bfloat16_is_taken_too(device: Any, monkeypatch: Any) -> None:
-    given = case(Shape(1, 16, 6, 5, 8), device, dtype=torch.bfloat16, activation="relu")
+@pytest.mark.parametrize("channels", [16, 3])
+def test_bfloat16_is_taken_too(channels: int, device: Any, monkeypatch: Any) -> None:
+    shape = Shape(1, channels, 6, 5, 8, strides=(2, 2))
+    given = case(shape, device, dtype=torch.bfloat16, activation="relu")
     for tactic, made in outputs(given, monkeypatch):
         assert made.dtype == torch.bfloat16
         assert error(made, given.expected) < TOLERANCES[torch.bfloat16], tactic.text()
@@ -123,8 +141,7 @@ def test_e4m3_is_multiplied_exactly_and_its_products_are_scaled(device: Any, mon
 def test_an_output_in_e4m3_is_the_nearest_of_its_grid_and_saturates(
     program: str, device: Any, monkeypatch: Any
 ) -> None:
-    channels = 3 if program == STEM else 16
-    given = case(Shape(1, channels, 6, 7, 16), device, activation="relu", out_scale=0.004)
+    given = case(small(program, 6, 7, 16), device, activation="relu", out_scale=0.004)
     with poisoned(monkeypatch):
         made = run(given, Tactic(KERNEL.name, SMALL[program].document()))
     wanted = torch.from_numpy(given.expected / 0.004).clamp(-448, 448).float().to(E4M3).to(device)
@@ -151,7 +168,7 @@ def test_an_input_in_planes_is_converted(device: Any) -> None:
 
 
 @pytest.mark.parametrize("program", SMALL)
-@pytest.mark.parametrize("broken", ["TOP", "LEFT", "DILATION_X", "RESIDUAL_FIRST"])
+@pytest.mark.parametrize("broken", ["TOP", "LEFT", "DILATION_Y", "RESIDUAL_FIRST"])
 def test_a_program_that_is_told_something_wrong_is_noticed(
     program: str, broken: str, device: Any, monkeypatch: Any
 ) -> None:
@@ -162,8 +179,7 @@ def test_a_program_that_is_told_something_wrong_is_noticed(
         found[broken] = not found[broken] if broken == "RESIDUAL_FIRST" else found[broken] + 1
         return found
 
-    channels = 3 if program == STEM else 16
-    given = case(Shape(1, channels, 6, 7, 16), device, residual=True, activation="relu")
+    given = case(small(program, 6, 7, 16), device, residual=True, activation="relu")
     tactic = Tactic(KERNEL.name, SMALL[program].document())
     assert error(run(given, tactic), given.expected) < 1e-3
     monkeypatch.setattr(module, "_constants", wrong)

@@ -9,6 +9,8 @@ import torch
 
 from vitesse.backends.torch_cuda.kernels.conv_configs import (
     BOXES,
+    ROWS,
+    STEM,
     TAPS,
     ConvConfig,
     choices,
@@ -17,6 +19,7 @@ from vitesse.backends.torch_cuda.kernels.conv_configs import (
 )
 from vitesse.backends.torch_cuda.kernels.geometry import Geometry
 from vitesse.backends.torch_cuda.kernels.linear_configs import SHARED_BYTES
+from vitesse.backends.torch_cuda.kernels.stem_rows import Rows
 
 # Of DETR-R50 at 800 × 1333: channels, height and width of the input, stride.
 LAYERS = [(64, 200, 334, 1), (128, 200, 334, 2), (128, 100, 167, 1), (256, 50, 84, 1), (512, 25, 42, 1)]
@@ -76,8 +79,33 @@ def test_tiles_cover_every_pixel_once() -> None:
     assert tiles_of(ConvConfig(BOXES, 128, 128, 64, 4, 4, box_x=16), found) == 2 * 7 * 6
 
 
+def stem(size: int, taps: int = 7, stride: int = 2, channels: int = 3) -> Geometry:
+    x = torch.empty(1, channels, size, size, device="meta")
+    weight = torch.empty(64, channels, taps, taps, device="meta")
+    return Geometry.of((x, weight), {"strides": (stride, stride), "pads": (taps // 2,) * 4})
+
+
 def test_a_stem_is_not_cut_wider_than_its_rows() -> None:
-    x, weight = torch.empty(1, 3, 64, 64, device="meta"), torch.empty(64, 3, 7, 7, device="meta")
-    found = stem_choices(Geometry.of((x, weight), {"strides": (2, 2), "pads": (3, 3, 3, 3)}))
-    assert found
+    found = stem_choices(stem(64))
+    assert {config.program for config in found} == {STEM, ROWS}
     assert all(config.block_m <= 64 for config in found)
+
+
+def test_a_large_stem_is_tried_in_few_ways_packed_ones_first() -> None:
+    assert [config.program for config in stem_choices(stem(800))] == [ROWS] * 6 + [STEM] * 2
+
+
+@pytest.mark.parametrize(("taps", "channels"), [(3, 1), (5, 4), (7, 3), (11, 4), (15, 2)])
+def test_what_is_offered_for_packed_rows_differs_and_fits_shared_memory(taps: int, channels: int) -> None:
+    shape = stem(800, taps, channels=channels)
+    found = [config for config in stem_choices(shape) if config.program == ROWS]
+    assert len(set(found)) == len(found) >= 4
+    for config in found:
+        assert config.block_k % Rows.of(shape).depth == 0
+        assert config.num_stages * (config.block_m + config.block_n) * config.block_k * 2 <= SHARED_BYTES
+        one_step = config.block_k >= Rows.of(shape).depth * taps
+        assert config.num_stages == 1 or not one_step
+
+
+def test_an_odd_stride_is_not_packed() -> None:
+    assert {config.program for config in stem_choices(stem(800, stride=3))} == {STEM}

@@ -13,6 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
 from vitesse.backends.torch_cuda.kernels.conv_configs import (
     BOXES,
+    ROWS,
     STEM,
     STEM_DEPTH,
     ConvConfig,
@@ -27,6 +28,8 @@ from vitesse.backends.torch_cuda.kernels.geometry import HALVES, Geometry, chann
 from vitesse.backends.torch_cuda.kernels.linear import MOST_ELEMENTS, TMA_BYTES
 from vitesse.backends.torch_cuda.kernels.linear_operands import Epilogue
 from vitesse.backends.torch_cuda.kernels.stem_program import stem
+from vitesse.backends.torch_cuda.kernels.stem_rows import PACKED_AT_ONCE, PIXEL, Rows, packed_filters
+from vitesse.backends.torch_cuda.kernels.stem_rows_program import pack_pixels, stem_rows
 from vitesse.backends.torch_cuda.steps import E4M3
 
 # A filter of so few channels and so many values in all is one product for all taps.
@@ -80,11 +83,11 @@ class TritonConv:
         assert weight is not None
         config = ConvConfig.of(tactic.config)
         found = Geometry.of(tensors, attributes)
-        packed = _packed_stem(weight, config) if config.program == STEM else _packed(weight, config)
+        packed = _packed(weight, found, config)
         factors = None if scale is None else scale.float().expand(found.filters).contiguous()
         offsets = None if bias is None else bias.float().contiguous()
         epilogue = epilogue_of(attributes)
-        launch = {STEM: _launch_stem, BOXES: _launch_boxes}.get(config.program, _launch_taps)
+        launch = _LAUNCHES.get(config.program, _launch_taps)
         constants = _constants(found, epilogue)
         inverse = 1.0 / epilogue.out_scale if epilogue.out_scale > 0 else 1.0
 
@@ -104,7 +107,14 @@ def _is_stem(found: Geometry, weight: Tensor) -> bool:
     return found.channels <= STEM_CHANNELS and values <= STEM_VALUES and weight.dtype in HALVES
 
 
-def _packed(weight: Tensor, config: ConvConfig) -> Tensor:
+def _packed(weight: Tensor, found: Geometry, config: ConvConfig) -> Tensor:
+    """Return the weight as the program of a configuration reads it."""
+    if config.program == ROWS:
+        return packed_filters(weight, found, config.block_k)
+    return _packed_stem(weight, config) if config.program == STEM else _packed_taps(weight, config)
+
+
+def _packed_taps(weight: Tensor, config: ConvConfig) -> Tensor:
     """[O, C, KH, KW] → [O padded to block_n, KH · KW · C padded to block_k]."""
     filters, channels = weight.shape[:2]
     rows = weight.permute(0, 2, 3, 1).reshape(filters, -1, channels)
@@ -215,5 +225,44 @@ def _launch_stem(
         **_launching(config, x.device),
     )
 
+
+def _launch_rows(
+    x: Tensor, operands: Any, found: Geometry, config: ConvConfig, constants: dict[str, Any]
+) -> None:
+    rows = Rows.of(found)
+    lines = found.batch * found.height
+    packed_shape = (found.batch, found.height, rows.pixels, PIXEL)
+    image = torch.empty(packed_shape, dtype=operands[0].dtype, device=x.device)
+    pack_pixels[(lines * math.ceil(rows.pixels / PACKED_AT_ONCE),)](
+        x.contiguous(),
+        image,
+        found.height,
+        found.width,
+        rows.pixels,
+        C=found.channels,
+        LEFT=constants["LEFT"],
+        BLOCK=PACKED_AT_ONCE,
+        num_warps=4,
+        **launched_early(x.device),
+    )
+    across = math.ceil(found.filters / config.block_n)
+    stem_rows[(tiles_of(config, found) // across, across)](
+        image,
+        *operands,
+        found.height,
+        rows.pixels * PIXEL,
+        found.out_height,
+        found.out_width,
+        TAPS_Y=found.kernel[0],
+        ROW_DEPTH=rows.depth,
+        STRIDE_Y=found.strides[0],
+        STRIDE_X=found.strides[1],
+        BLOCK_M=config.block_m,
+        **{name: value for name, value in constants.items() if name not in ("LEFT", "DILATION_X")},
+        **_launching(config, x.device),
+    )
+
+
+_LAUNCHES = {STEM: _launch_stem, ROWS: _launch_rows, BOXES: _launch_boxes}
 
 KERNEL = TritonConv()

@@ -12,8 +12,9 @@ from typing import Any
 
 from vitesse.backends.torch_cuda.kernels.geometry import Geometry
 from vitesse.backends.torch_cuda.kernels.linear_configs import REGISTERS, SHARED_BYTES
+from vitesse.backends.torch_cuda.kernels.stem_rows import ROWS_FILTERS, Rows, refusal
 
-TAPS, BOXES, STEM = "taps", "boxes", "stem"
+TAPS, BOXES, STEM, ROWS = "taps", "boxes", "stem", "rows"
 
 # Dense multiply-adds of one multiprocessor and cycle in 16 bits, and the bytes that L2 gives it meanwhile.
 MULTIPLY_ADDS_16_BIT = 2048
@@ -24,15 +25,16 @@ TILE_CYCLES = 1500.0
 DEPTH_BYTES = 128
 # Filters of a stem's product at once, and how deep it goes at once.
 STEM_DEPTH = 32
-MOST_TAPS, MOST_BOXES = 8, 4
+MOST_TAPS, MOST_BOXES, MOST_STEMS = 8, 4, 2
 
 
 @dataclass(frozen=True)
 class ConvConfig:
-    """One way to run the kernels of conv_program.py and stem_program.py.
+    """One way to run the kernels of conv_program.py, stem_program.py and stem_rows_program.py.
 
     Args:
-        program: TAPS (addresses computed), BOXES (loaded by the TMA unit, stride 1), STEM (few channels, in planes).
+        program: TAPS (addresses computed), BOXES (loaded by the TMA unit, stride 1), STEM (few channels, in planes),
+            ROWS (few channels, packed to pixels first).
         block_m, block_n, block_k: pixels, filters and channels of a tile; for BOXES block_m = rows · box_x.
         box_x: how many pixels of a BOXES tile lie side by side; 0 for the others.
         group: tiles of pixels that are walked before the next tile of filters.
@@ -69,6 +71,17 @@ TILES: tuple[tuple[int, int, int, int, float], ...] = (
 )
 # With a residual these do not fit the registers of sm_90; all others do (tests hold them to it).
 SPILLING = ((256, 128),)
+# For the first layer: pixels of a row and warps; where it is packed, pixels, depth of a step, warps and stages. With
+# one stage loads go through the L1 cache, which has what neighbouring windows share; with more they are async copies.
+STEM_TILES = ((128, 4), (128, 8), (64, 4))
+ROWS_TILES = (
+    (256, 32, 8, 3),
+    (128, 32, 4, 4),
+    (128, 64, 4, 3),
+    (128, 256, 8, 1),
+    (256, 32, 8, 1),
+    (64, 256, 4, 1),
+)
 # How a box of that many pixels may lie: pixels side by side.
 BOX_WIDTHS = {64: (8, 16), 128: (16, 8, 32), 256: (16, 32)}
 
@@ -108,13 +121,23 @@ def choices(
 
 
 def stem_choices(found: Geometry) -> list[ConvConfig]:
-    """Return what is worth measuring for the first layer: pixels of a row, warps."""
+    """Return what is worth measuring for the first layer: packed to pixels where it can be, and as it comes."""
+    widest = max(64, _power_of_two(found.out_width))
     block_n = max(16, min(64, _power_of_two(found.filters)))
-    sizes = ((128, 8), (128, 4), (64, 4), (256, 8))
-    kept = [
-        (block_m, warps) for block_m, warps in sizes if block_m <= max(64, _power_of_two(found.out_width))
-    ]
-    return [ConvConfig(STEM, block_m, block_n, STEM_DEPTH, warps, 2) for block_m, warps in kept]
+    fitting = [tile for tile in STEM_TILES if tile[0] <= widest][:MOST_STEMS]
+    plain = [ConvConfig(STEM, block_m, block_n, STEM_DEPTH, warps, 2) for block_m, warps in fitting]
+    if refusal(found):
+        return plain
+    rows = Rows.of(found)
+    # As deep as this, the product is one step: there is nothing to load ahead.
+    deepest = rows.depth * _power_of_two(found.kernel[0])
+    packed = []
+    for block_m, wanted, warps, stages in ROWS_TILES:
+        depth = max(rows.depth, min(wanted, deepest))
+        if block_m <= widest:
+            ahead = stages if depth < deepest else 1
+            packed.append(ConvConfig(ROWS, block_m, ROWS_FILTERS, depth, warps, ahead))
+    return [*dict.fromkeys(packed), *plain]
 
 
 def block_k(found: Geometry, item_bytes: int) -> int:
@@ -127,7 +150,7 @@ def tiles_of(config: ConvConfig, found: Geometry) -> int:
     across = math.ceil(found.filters / config.block_n)
     if config.program == TAPS:
         return math.ceil(found.pixels / config.block_m) * across
-    if config.program == STEM:
+    if config.program in (STEM, ROWS):
         return math.ceil(found.out_width / config.block_m) * found.out_height * found.batch * across
     rows = config.block_m // config.box_x
     return (
