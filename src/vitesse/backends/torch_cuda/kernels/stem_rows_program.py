@@ -81,7 +81,8 @@ def stem_rows(
 ):
     """Compute BLOCK_M neighbouring pixels of one row; each step takes the taps of BLOCK_K // ROW_DEPTH rows.
 
-    The product is of filters by pixels: a warpgroup's 64 rows are the filters, which it reads once for all pixels.
+    The product is of filters by pixels: a warpgroup's 64 rows are the filters, which it reads once for all pixels. What
+    a run has beyond its taps is multiplied by zeros: infinity or NaN there makes NaN, as it does under a tap.
 
     Args:
         image: [B, height, row_values / 4, 4] of pack_pixels. row_values is a multiple of 16 and STRIDE_X even, so that
