@@ -35,8 +35,8 @@ class ConvConfig:
     Args:
         program: TAPS (addresses computed), BOXES (loaded by the TMA unit, stride 1), STEM (few channels, in planes),
             ROWS (few channels, packed to pixels first).
-        block_m, block_n, block_k: pixels, filters and channels of a tile; for BOXES block_m = rows · box_x, for STEM and
-            ROWS block_k counts channels of all taps.
+        block_m, block_n, block_k: pixels, filters and channels of a tile; for BOXES block_m = rows · box_x, and for
+            STEM and ROWS block_k counts channels of all taps.
         box_x: how many pixels of a BOXES tile lie side by side; 0 for the others.
         group: tiles of pixels that are walked before the next tile of filters.
     """
