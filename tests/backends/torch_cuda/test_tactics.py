@@ -14,11 +14,19 @@ from torch import Tensor
 
 from backends.torch_cuda.fake_kernels import FakeKernel, kernels_of
 from vitesse.backends.torch_cuda import tactics
-from vitesse.backends.torch_cuda.candidates import DeviceFacts, Kernels, Run, Tactic, kernels, tactic_of
+from vitesse.backends.torch_cuda.candidates import (
+    PLAIN,
+    DeviceFacts,
+    Kernels,
+    Run,
+    Tactic,
+    kernels,
+    tactic_of,
+)
 from vitesse.backends.torch_cuda.comparing import disagreement
 from vitesse.backends.torch_cuda.problem import Problem
 from vitesse.backends.torch_cuda.steps import E4M3, linear, quantised
-from vitesse.backends.torch_cuda.tactics import PLAIN, TacticCache, choose
+from vitesse.backends.torch_cuda.tactics import TacticCache, choose
 from vitesse.errors import ModelError
 
 CPU = torch.device("cpu")

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from vitesse.backends.torch_cuda.binding import Binder
-from vitesse.backends.torch_cuda.candidates import Kernel, Run, Tactic
+from vitesse.backends.torch_cuda.candidates import PLAIN, Kernel, Run, Tactic
 from vitesse.backends.torch_cuda.device import facts_of, working_on
 from vitesse.backends.torch_cuda.problem import Problem
-from vitesse.backends.torch_cuda.tactics import COMPILING, PLAIN, Choice, offered, ran_once, synchronise
+from vitesse.backends.torch_cuda.tactics import COMPILING, Choice, offered, ran_once, synchronise
 
 # Libraries choose among what is compiled already; Triton compiles.
 _COMPILED = "triton."
@@ -53,11 +53,11 @@ class _Ahead(Binder):
     _room: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(_WAITING))
 
     def chosen(self, problem: Problem) -> tuple[Choice, Run]:
-        """Ask for the candidates; the choice is the plain function."""
+        """Ask for the candidates, and for those of the parts; the choice is the plain function."""
         signature = problem.signature
         if signature not in self._seen and signature not in self.cache.choices:
             self._seen.add(signature)
-            pairs, _ = offered(problem, self.kernels, facts_of(self.device), self.most)
+            pairs, _ = offered(problem, self.kernels, facts_of(self.device), self.most, self.chosen)
             for kernel, tactic in pairs:
                 if kernel.name.startswith(_COMPILED):
                     self._room.acquire()

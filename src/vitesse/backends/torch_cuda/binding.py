@@ -5,26 +5,25 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from vitesse.backends.torch_cuda.candidates import Kernels, Run
+from vitesse.backends.torch_cuda.candidates import PLAIN, Kernels, Run
 from vitesse.backends.torch_cuda.operators import operator_of
 from vitesse.backends.torch_cuda.operators.operator import domain_of
 from vitesse.backends.torch_cuda.problem import Problem
 from vitesse.backends.torch_cuda.steps import DOMAIN, STEPS
-from vitesse.backends.torch_cuda.tactics import MOST_TACTICS, PLAIN, Choice, TacticCache, choose
+from vitesse.backends.torch_cuda.tactics import MOST_TACTICS, Choice, TacticCache, choose
 from vitesse.backends.torch_cuda.weights import Constants
 from vitesse.scopes import path_of
 
 Given = tuple[Tensor | None, ...]
 # The steps of a plan with an input in 8 bits and those in 16, for what is said of a plan.
-_PRODUCTS = ("Linear", "NormLinear", "Conv", "ConvPair", "Patches")
+_PRODUCTS = ("Linear", "NormLinear", "Conv", "ConvPair", "ConvChain", "Patches")
 
 
 @dataclass(frozen=True)
@@ -141,11 +140,10 @@ def problem_of(node: ir.Node, given: Given, constant: tuple[bool, ...]) -> Probl
     attributes = {name: _plain_value(attribute.value) for name, attribute in node.attributes.items()}
     if domain_of(node) != DOMAIN:
         return Problem(node.op_type, attributes, given, constant, _standard(node))
-    attributes = {**_defaults(node.op_type), **attributes}
-    plain = partial(STEPS[node.op_type], **attributes)
+    problem = Problem.of(node.op_type, attributes, given, constant)
     if node.op_type == "Norm":
-        attributes["wanted"] = _wanted(node)
-    return Problem(node.op_type, attributes, given, constant, plain)
+        return replace(problem, attributes={**problem.attributes, "wanted": _wanted(node)})
+    return problem
 
 
 def padded(node: ir.Node) -> tuple[ir.Value | None, ...]:
@@ -201,14 +199,6 @@ def _plain_value(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
-def _parameters(step: str) -> list[inspect.Parameter]:
-    return list(inspect.signature(STEPS[step]).parameters.values())
-
-
-def _defaults(step: str) -> dict[str, Any]:
-    keywords = (one for one in _parameters(step) if one.kind is one.KEYWORD_ONLY)
-    return {one.name: one.default for one in keywords if one.default is not one.empty}
-
-
 def _arity(step: str) -> int:
-    return sum(one.kind is one.POSITIONAL_OR_KEYWORD for one in _parameters(step))
+    parameters = inspect.signature(STEPS[step]).parameters.values()
+    return sum(one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters)

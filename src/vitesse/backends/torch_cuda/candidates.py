@@ -34,6 +34,7 @@ class Tactic:
         kernel: "plain" (the function of steps.py), or the name of a kernel of KERNELS: "triton.linear", …
         config: what the kernel needs to do the same again, as JSON can hold it:
             {"block_m": 128, "block_n": 128, "block_k": 64, "num_warps": 8, "num_stages": 4}; {} where it has no choice.
+            Under "parts" stand the documents of the tactics that it is made of, see problem.Composed.
     """
 
     kernel: str
@@ -44,8 +45,13 @@ class Tactic:
         return {"kernel": self.kernel, "config": dict(self.config)}
 
     def text(self) -> str:
-        """Return it in one line for tables and messages: `triton.linear block_m=128 num_warps=8`."""
-        return " ".join([self.kernel, *(f"{key}={_short(value)}" for key, value in self.config.items())])
+        """Return it in one line for tables and messages: `triton.linear block_m=128 num_warps=8`; parts in brackets."""
+        said = [f"{key}={_short(value)}" for key, value in self.config.items() if key != "parts"]
+        parts = [f"[{tactic_of(part).text()}]" for part in self.config.get("parts", ())]
+        return " ".join([self.kernel, *said, *parts])
+
+
+PLAIN = Tactic("plain")
 
 
 def tactic_of(document: object) -> Tactic:
@@ -111,6 +117,8 @@ KERNELS: Mapping[str, str] = {
     "triton.conv": "vitesse.backends.torch_cuda.kernels.conv:KERNEL",
     "torch.conv_pair": "vitesse.backends.torch_cuda.kernels.torch_conv_pair:KERNEL",
     "triton.conv_pair": "vitesse.backends.torch_cuda.kernels.conv_pair:KERNEL",
+    "separate.conv_chain": "vitesse.backends.torch_cuda.kernels.separate_conv_chain:KERNEL",
+    "triton.conv_chain": "vitesse.backends.torch_cuda.kernels.conv_chain:KERNEL",
     "triton.max_pool": "vitesse.backends.torch_cuda.kernels.max_pool:KERNEL",
     "triton.quantise": "vitesse.backends.torch_cuda.kernels.quantise:KERNEL",
     "triton.patches": "vitesse.backends.torch_cuda.kernels.patches:KERNEL",

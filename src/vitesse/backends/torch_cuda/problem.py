@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from vitesse.backends.torch_cuda.candidates import Run
+from vitesse.backends.torch_cuda.candidates import Attributes, Kernel, Run, Tensors
+from vitesse.backends.torch_cuda.steps import STEPS
 
 # Elements from which on a better alignment of an offset changes nothing for a kernel.
 _ALIGNED = 64
@@ -35,6 +38,12 @@ class Problem:
     tensors: tuple[Tensor | None, ...]
     constant: tuple[bool, ...]
     plain: Run
+
+    @classmethod
+    def of(cls, step: str, attributes: Attributes, tensors: Tensors, constant: Sequence[bool]) -> Problem:
+        """Return a fused step, with what `attributes` does not say as its function has it."""
+        said = {**_defaults(step), **attributes}
+        return cls(step, said, tuple(tensors), tuple(constant), partial(STEPS[step], **said))
 
     @property
     def family(self) -> str:
@@ -63,6 +72,27 @@ class Problem:
             for tensor, fixed in zip(self.tensors, self.constant, strict=True)
             if tensor is not None and not fixed
         )
+
+
+@runtime_checkable
+class Composed(Kernel, Protocol):
+    """A kernel that computes a step as several others: what suits each part best is chosen for that part alone.
+
+    What was chosen is added to its tactics under "parts", and it is left to `prepare` to put it together.
+    """
+
+    def parts(self, tensors: Tensors, attributes: Attributes) -> Sequence[Problem]:
+        """Return the steps that it is made of, each with real tensors, in the order of computing them."""
+        ...
+
+
+def _defaults(step: str) -> dict[str, Any]:
+    keywords = inspect.signature(STEPS[step]).parameters.values()
+    return {
+        one.name: one.default
+        for one in keywords
+        if one.kind is one.KEYWORD_ONLY and one.default is not one.empty
+    }
 
 
 def _said(name: str, value: Any) -> Any:

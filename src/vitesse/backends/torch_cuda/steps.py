@@ -212,6 +212,39 @@ def conv_pair(
     return conv(both, weight, None, bias, activation=activation, out_dtype=out_dtype, out_scale=out_scale)
 
 
+def conv_chain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    next_weight: Tensor,
+    next_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    other: Tensor | None = None,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    activation: str = "",
+    next_activation: str = "",
+    out_dtype: str = "float16",
+) -> tuple[Tensor, Tensor]:
+    """The end of a residual block, y, and the 1x1 convolution that the next block begins with, h.
+
+    y is that of `conv` with a residual, or that of `conv_pair` where `other` is given; h = act(next_weight·y +
+    next_bias). Both have `out_dtype`, and h is made of the rounded y.
+
+    Args:
+        x: [B, C, H, W]; residual: [B, O, H, W]; other: as in `conv_pair`.
+        weight: [O, C, 1, 1], or [O, C + C₂, 1, 1] with `other`; next_weight: [O₂, O, 1, 1]; both constant.
+        bias: [O], next_bias: [O₂], constant.
+        strides: of `other`, down and across.
+    """
+    if other is None:
+        (y,) = conv(x, weight, None, bias, residual, activation=activation, out_dtype=out_dtype)
+    else:
+        (y,) = conv_pair(x, other, weight, bias, strides=strides, activation=activation, out_dtype=out_dtype)
+    (h,) = conv(y, next_weight, None, next_bias, activation=next_activation, out_dtype=out_dtype)
+    return y, h
+
+
 def patches(
     image: Tensor,
     weight: Tensor,
@@ -253,6 +286,7 @@ STEPS: Mapping[str, Callable[..., tuple[Tensor | None, ...]]] = {
     "Attention": attention,
     "Conv": conv,
     "ConvPair": conv_pair,
+    "ConvChain": conv_chain,
     "Patches": patches,
     "Quantise": quantise,
 }

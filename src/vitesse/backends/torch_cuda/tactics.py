@@ -15,14 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitesse.backends.torch_cuda.candidates import DeviceFacts, Kernel, Kernels, Run, Tactic, tactic_of
+from vitesse.backends.torch_cuda.candidates import (
+    PLAIN,
+    DeviceFacts,
+    Kernel,
+    Kernels,
+    Run,
+    Tactic,
+    tactic_of,
+)
 from vitesse.backends.torch_cuda.comparing import disagreement
 from vitesse.backends.torch_cuda.device import facts_of, working_on
 from vitesse.backends.torch_cuda.measure import microseconds
-from vitesse.backends.torch_cuda.problem import Problem
+from vitesse.backends.torch_cuda.problem import Composed, Problem
 from vitesse.errors import BackendError, ModelError, VitesseError
 
-PLAIN = Tactic("plain")
 # Compilers work beside Python: Triton's holds the interpreter's lock for a tenth of its time. As many at once as there
 # are cores.
 COMPILING = max(4, os.cpu_count() or 1)
@@ -136,7 +143,8 @@ def choose(
     A signature that the cache knows is taken as it stands there. Otherwise every tactic of every kernel that does not
     refuse is prepared, run, held against the plain function and, if it is right, measured; the fastest is kept in the
     cache. Without `measure` the first one that is right is taken: that of the nearest size, then the kernels' own best
-    guesses; it is not kept. On the CPU, and where nothing else is right, it is the plain function.
+    guesses; it is not kept. On the CPU, and where nothing else is right, it is the plain function. For the parts of a
+    kernel that is composed the same is done first.
 
     Args:
         seconds: for the final rounds of measuring one signature.
@@ -147,8 +155,11 @@ def choose(
         prepared = _prepared(problem, known.tactic, kernels)
         if prepared is not None:
             return known, prepared
-    facts = facts_of(device)
-    pairs, refused = offered(problem, kernels, facts, most)
+
+    def chosen(part: Problem) -> tuple[Choice, Run]:
+        return choose(part, kernels, device, cache, measure=measure, seconds=seconds, most=most)
+
+    pairs, refused = offered(problem, kernels, facts_of(device), most, chosen)
     if not measure:
         return _first_right(problem, kernels, pairs, refused, cache.nearest(problem))
     found, runs = _measured(problem, pairs, device, seconds, cache.spent)
@@ -175,24 +186,46 @@ def _prepared(problem: Problem, tactic: Tactic, kernels: Kernels) -> Run | None:
 
 
 def offered(
-    problem: Problem, kernels: Kernels, facts: DeviceFacts, most: int
+    problem: Problem,
+    kernels: Kernels,
+    facts: DeviceFacts,
+    most: int,
+    chosen: Callable[[Problem], tuple[Choice, Run]],
 ) -> tuple[list[tuple[Kernel, Tactic]], dict[str, str]]:
-    """Return what may compute a step, at most `most` tactics of each kernel; and kernels that refuse, with reasons."""
-    pairs: list[tuple[Kernel, Tactic]] = []
+    """Return what may compute a step, at most `most` tactics of each kernel; and kernels that refuse, with reasons.
+
+    Args:
+        chosen: gives the choice for a part of a kernel that is composed.
+    """
+    made: list[tuple[Kernel, list[Tactic]]] = []
     refused: dict[str, str] = {}
     if facts.capability == (0, 0) and not kernels.on_cpu:
-        return pairs, {kernel.name: "there is no GPU" for kernel in kernels.of(problem.step)}
+        return [], {kernel.name: "there is no GPU" for kernel in kernels.of(problem.step)}
     for kernel in kernels.of(problem.step):
         try:
             reason = kernel.refuses(problem.tensors, problem.attributes, facts)
             if reason:
                 refused[kernel.name] = reason
             else:
-                tactics = kernel.tactics(problem.tensors, problem.attributes, facts)
-                pairs += [(kernel, tactic) for tactic in tactics[:most]]
+                made.append((kernel, kernel.tactics(problem.tensors, problem.attributes, facts)[:most]))
         except Exception as error:  # a kernel that cannot even answer must not end a build
             refused[kernel.name] = f"{type(error).__name__}: {_line(error)}"
-    return pairs, refused
+    whole = [(kernel, _with_parts(problem, kernel, tactics, chosen)) for kernel, tactics in made]
+    return [(kernel, tactic) for kernel, tactics in whole for tactic in tactics], refused
+
+
+def _with_parts(
+    problem: Problem,
+    kernel: Kernel,
+    tactics: list[Tactic],
+    chosen: Callable[[Problem], tuple[Choice, Run]],
+) -> list[Tactic]:
+    """The tactics of a kernel that is composed with what was chosen for its parts; those of others as they are."""
+    if not isinstance(kernel, Composed):
+        return tactics
+    choices = [chosen(part)[0] for part in kernel.parts(problem.tensors, problem.attributes)]
+    parts = [choice.tactic.document() for choice in choices]
+    return [Tactic(tactic.kernel, {**tactic.config, "parts": parts}) for tactic in tactics]
 
 
 def _measured(
