@@ -1,7 +1,7 @@
 """A static graph of standard operators → fused steps: what runs between two steps costs a kernel and memory traffic.
 
 quantised ─▶ patches ─▶ conv ─▶ conv_pairs ─▶ views ─▶ attention ─▶ linear ─▶ positions ─▶ siblings ─▶ norm
-─▶ quantise_outputs ─▶ quantise ─▶ norm_linear ─▶ one_scale
+─▶ quantise_outputs ─▶ quantise ─▶ conv_chains ─▶ norm_linear ─▶ one_scale
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vitesse.backends.torch_cuda.rewrite.attention import attention
 from vitesse.backends.torch_cuda.rewrite.conv import conv
+from vitesse.backends.torch_cuda.rewrite.conv_chains import conv_chains
 from vitesse.backends.torch_cuda.rewrite.conv_pairs import conv_pairs
 from vitesse.backends.torch_cuda.rewrite.linear import linear
 from vitesse.backends.torch_cuda.rewrite.norm import norm
@@ -50,7 +51,8 @@ def _rules(notes: Notes) -> list[tuple[str, Callable[[ir.Model], int]]]:
 
     What reads E4M3 comes first, so that every later rule sees its layers as steps. Layers take residuals before norms
     do: an epilogue adds them without another pass over memory. Which steps write E4M3 is known when all are there, and
-    only then which norms one layer alone reads in 16 bits. Layers that stand side by side share a scale last.
+    only then which convolutions make and read 16 bits, and which norms one layer alone reads in them. Layers that stand
+    side by side share a scale last.
     """
     return [
         ("quantised", quantised),
@@ -65,6 +67,7 @@ def _rules(notes: Notes) -> list[tuple[str, Callable[[ir.Model], int]]]:
         ("norm", lambda graph: norm(graph, notes)),
         ("quantise_outputs", quantise_outputs),
         ("quantise", quantise),
+        ("conv_chains", conv_chains),
         ("norm_linear", norm_linear),
         ("one_scale", one_scale),
     ]

@@ -48,12 +48,13 @@ def _shortcut(step: ir.Node) -> ir.Node | None:
         return None
     bare = not attribute(other, "activation", "") and given(other, _RESIDUAL) is None
     first = attribute(step, "residual_first", 1) or not attribute(step, "activation", "")
-    if not (bare and first and _is_product(step) and _is_product(other)):
+    if not (bare and first and is_product(step) and is_product(other)):
         return None
     return other if attribute(step, "strides", (1, 1)) == (1, 1) else None
 
 
-def _is_product(step: ir.Node) -> bool:
+def is_product(step: ir.Node) -> bool:
+    """Whether a `Conv` step is a product of single pixels in 16 bits, at any stride."""
     weight = constant(needed(step, _WEIGHT))
     return (
         weight is not None

@@ -144,13 +144,17 @@ def put_step(
         name=of.name,
         metadata_props=inherited(of.name or "", of.metadata_props),
     )
-    old, new = last.outputs[0], made.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
     model.graph.insert_before(last, made)
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    take_over(last.outputs[0], made.outputs[0])
     model.graph.remove([*reversed(replaced)], safe=True)
     model.graph.opset_imports.setdefault(DOMAIN, 1)
     return made
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Put a value in the place of another of the same numbers, with its name, for all readers and the caller."""
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def bypass(model: ir.Model, node: ir.Node, value: ir.Value) -> None:

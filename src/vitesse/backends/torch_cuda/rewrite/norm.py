@@ -13,6 +13,7 @@ from vitesse.backends.torch_cuda.rewrite.nodes import (
     is_op,
     needed,
     nodes_of,
+    take_over,
 )
 from vitesse.backends.torch_cuda.rewrite.reasons import LeftAlone, Notes
 from vitesse.backends.torch_cuda.steps import DOMAIN
@@ -101,13 +102,8 @@ def _put(model: ir.Model, node: ir.Node, inputs: list[ir.Value | None], add: ir.
     for unread in made.outputs:
         unread.name = ""
     model.graph.insert_before(node if add is None else add, made)
-    _take_over(node.outputs[0], made.outputs[0])
+    take_over(node.outputs[0], made.outputs[0])
     if add is not None and (len(add.outputs[0].uses()) > 1 or add.outputs[0].is_graph_output()):
-        _take_over(add.outputs[0], made.outputs[1])
+        take_over(add.outputs[0], made.outputs[1])
     model.graph.remove([node] if add is None else [node, add], safe=True)
     model.graph.opset_imports.setdefault(DOMAIN, 1)
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
