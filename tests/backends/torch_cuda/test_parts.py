@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from backends.torch_cuda import fake_kernels
 from backends.torch_cuda.fake_kernels import FakeKernel, kernels_of
 from fusing import graph, normal, run
 from tiny_onnx import as_artifact
@@ -32,10 +34,26 @@ from vitesse.backends.torch_cuda.tactics import TacticCache, choose
 from vitesse.backends.torch_cuda.weights import Constants
 
 CPU = torch.device("cpu")
-SLOW = 0.02
-SPEEDS = [{"delay_s": SLOW}, {"delay_s": 0.0}]
+SPEEDS = [{"delay_s": 2.0}, {"delay_s": 1.0}]
 FAST = Tactic("fake.conv", SPEEDS[1]).document()
 Here = Callable[..., Kernels]
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fakes take the time that they should, and nothing else any: a loaded machine chooses no other."""
+    slept = [0.0]
+
+    def taken(call: Callable[[], object]) -> float:
+        slept[0] = 0.0
+        call()
+        return slept[0] * 1e6
+
+    def sleep(seconds: float) -> None:
+        slept[0] += seconds
+
+    monkeypatch.setattr(fake_kernels, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(tactics, "microseconds", lambda calls, *_: [taken(call) for call in calls])
 
 
 @pytest.fixture
@@ -86,7 +104,7 @@ def test_each_part_gets_what_is_fastest_for_it_alone(here: Here) -> None:
     conv, pair = FakeKernel("fake.conv", "Conv", configs=SPEEDS), FakeKernel("fake.pair", "ConvPair")
     choice, run = choose(given, here(conv, pair), CPU, cache)
     assert choice.tactic == Tactic(KERNEL.name, {"parts": [Tactic("fake.pair").document(), FAST]})
-    assert choice.tactic.text() == "separate.conv_chain [fake.pair] [fake.conv delay_s=0.0]"
+    assert choice.tactic.text() == "separate.conv_chain [fake.pair] [fake.conv delay_s=1.0]"
     assert list(cache.choices) == [*(part.signature for part in alone(given)), given.signature]
     for found, expected in zip(run(*given.tensors), given.plain(*given.tensors), strict=True):
         assert found is not None and expected is not None
@@ -106,14 +124,14 @@ def test_an_equal_step_elsewhere_in_the_graph_is_measured_once(here: Here) -> No
     assert len(cache.choices) == 3
 
 
-@pytest.mark.parametrize(("delay_s", "name"), [(0.0, "fused"), (5 * SLOW, "separate.conv_chain")])
+@pytest.mark.parametrize(("delay_s", "name"), [(1.5, "fused"), (2.5, "separate.conv_chain")])
 def test_one_kernel_for_both_is_taken_where_it_is_faster(here: Here, delay_s: float, name: str) -> None:
     conv, fused = (
-        FakeKernel("fake.conv", "Conv", delay_s=SLOW),
+        FakeKernel("fake.conv", "Conv", configs=SPEEDS),
         FakeKernel("fused", "ConvChain", delay_s=delay_s),
     )
     choice, _ = choose(step(), here(conv, fused), CPU, TacticCache())
-    assert choice.tactic.kernel == name
+    assert (choice.tactic.kernel, choice.microseconds) == (name, min(delay_s, 2.0) * 1e6)
     assert {trial.tactic.kernel for trial in choice.trials} == {"fused", KERNEL.name}
 
 
@@ -211,7 +229,7 @@ def test_an_engine_that_was_kept_and_loaded_has_the_same_parts(
     monkeypatch.setattr(tactics, "microseconds", lambda *_: pytest.fail("measured"))
     with backend.load(built.artifact) as engine:
         rows = engine.plan({"x": (2, 8, 6, 5)}).describe()
-    fast = "[fake.conv delay_s=0.0]"
+    fast = "[fake.conv delay_s=1.0]"
     assert [row.tactic for row in rows if row.step == "ConvChain"] == [f"{KERNEL.name} {fast} {fast}"]
     assert not any(row.guessed for row in rows)
 
