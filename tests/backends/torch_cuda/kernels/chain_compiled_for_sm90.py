@@ -36,6 +36,7 @@ CASES = {
     "second stage": chain(128, 512, 128, 100, 167),
     "block with a stride": chain(128, 512, 128, 100, 167, others=256, stride=2),
     "third stage": chain(256, 1024, 256, 50, 84),
+    "projection behind the backbone": chain(512, 2048, 256, 25, 42),
     # The launcher makes constants of what is 1.
     "one column": chain(64, 128, 32, 40, 1, others=64, stride=2),
 }

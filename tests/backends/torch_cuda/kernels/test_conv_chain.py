@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the PyTorch engine needs torch")
 pytest.importorskip("triton", reason="the kernels are in Triton")
+
+from triton.runtime.errors import InterpreterError  # noqa: E402
 
 from backends.torch_cuda.kernels.conv_cases import (  # noqa: E402
     NUMPY_ACTIVATIONS,
@@ -25,6 +27,7 @@ from backends.torch_cuda.kernels.float64 import (  # noqa: E402
     facts,
     numbers,
 )
+from backends.torch_cuda.kernels.watching import watched  # noqa: E402
 from vitesse.backends.torch_cuda import steps  # noqa: E402
 from vitesse.backends.torch_cuda.candidates import KERNELS, PLAIN, Tactic, kernels  # noqa: E402
 from vitesse.backends.torch_cuda.comparing import disagreement  # noqa: E402
@@ -224,7 +227,28 @@ def test_only_what_fits_is_offered() -> None:
     assert not any(map(ChainShape(256, 512, 1024, 256, 1000).fits, CONFIGS))
 
 
-def test_rows_beyond_the_last_pixel_read_nothing_outside(device: Any, monkeypatch: Any) -> None:
-    for name in ("a block with a stride", "filters that fill no block"):
-        for text, *both in outputs(chained(name, device), monkeypatch):
-            assert all(np.isfinite(numbers(one)).all() for one in both), text
+@pytest.mark.skipif(torch.cuda.is_available(), reason="addresses are seen in the interpreter alone")
+@pytest.mark.parametrize("name", SIZES)
+def test_nothing_beside_the_tensors_is_read_or_written(name: str, device: Any, monkeypatch: Any) -> None:
+    given = chained(name, device)
+    with watched(monkeypatch, module, "chain") as launched:
+        count = len(outputs(given, monkeypatch))
+    assert launched == ["chain"] * count
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would break the GPU's context")
+@pytest.mark.parametrize("name", ["a block with a stride", "filters that fill no block"])
+def test_the_check_of_addresses_sees_one_pixel_too_many(name: str, device: Any, monkeypatch: Any) -> None:
+    given, found = chained(name, device), ChainShape.of
+    tactic = KERNEL.tactics(given.tensors, given.attributes, facts())[0]
+    monkeypatch.setattr(
+        ChainShape,
+        "of",
+        classmethod(lambda _, tensors: replace(found(tensors), pixels=found(tensors).pixels + 1)),
+    )
+    run = KERNEL.prepare(given.tensors, given.attributes, tactic)
+    with (
+        watched(monkeypatch, module, "chain"),
+        pytest.raises(InterpreterError, match="beside its tensors"),
+    ):
+        run(*given.tensors)

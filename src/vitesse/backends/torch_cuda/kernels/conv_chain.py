@@ -124,9 +124,8 @@ class TritonConvChain:
         (depth, shared), filters = found.depths, -(-found.filters // config.block_n) * config.block_n
         packed = _packed(weight, found, filters)
         offsets = None if bias is None else F.pad(bias.float(), (0, filters - found.filters))
-        following = F.pad(
-            next_weight.flatten(1), (0, filters - found.filters, 0, found.width - found.following)
-        )
+        more = (0, filters - found.filters, 0, found.width - found.following)
+        following = F.pad(next_weight.flatten(1), more).contiguous()
         next_offsets = None if next_bias is None else next_bias.float().contiguous()
         down, across = pair(attributes["strides"])
 
