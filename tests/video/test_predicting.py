@@ -231,11 +231,14 @@ def test_a_video_is_not_written_over_itself(tmp_path: Path) -> None:
     assert clip.read_bytes() == before
 
 
+# Where the tests run in the background of a shell, signals of the terminal are ignored, and children inherit that.
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from video.clips import one_box
 from vitesse.video.predicting import predict_video
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def slow(pixels):
     time.sleep(0.02)
