@@ -197,7 +197,9 @@ def test_a_hung_worker_is_replaced_its_work_answered_and_its_late_result_thrown_
     assert sum(session.closed for session in engine.sessions) == 3
     hung_one = next(worker for worker, state in heard.states if state == "hung")
     states = [state for worker, state in heard.states if worker == hung_one]
-    assert states[states.index("hung") + 1 :][:2] == ["starting", "idle"]
+    started, working = states[states.index("hung") + 1 :][:2]
+    # Work that is there when it has started is taken at once.
+    assert started == "starting" and working in ("idle", "busy")
     assert heard.batches == [(1, 1)] * 7
 
 
