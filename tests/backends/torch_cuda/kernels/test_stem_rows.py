@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the PyTorch engine needs torch")
 pytest.importorskip("triton", reason="the kernels are in Triton")
-from triton.runtime import interpreter  # noqa: E402
 
 from backends.torch_cuda.kernels.conv_cases import Case, Shape, between_nan, case, poisoned  # noqa: E402
 from backends.torch_cuda.kernels.float64 import H100, facts  # noqa: E402
+from backends.torch_cuda.kernels.watching import watched  # noqa: E402
 from vitesse.backends.torch_cuda.candidates import Tactic  # noqa: E402
 from vitesse.backends.torch_cuda.kernels import conv as module  # noqa: E402
 from vitesse.backends.torch_cuda.kernels.conv import KERNEL  # noqa: E402
@@ -24,6 +22,7 @@ from vitesse.backends.torch_cuda.kernels.geometry import Geometry  # noqa: E402
 from vitesse.backends.torch_cuda.kernels.stem_rows import Rows, refusal  # noqa: E402
 from vitesse.backends.torch_cuda.kernels.stem_rows_program import pack_pixels  # noqa: E402
 
+PROGRAMS = ("pack_pixels", "stem_rows")
 DETR = Shape(8, 3, 800, 1333, 64, kernel=(7, 7), strides=(2, 2), pads=(3, 3, 3, 3))
 SHAPES = {
     "7 by 7": Shape(2, 3, 9, 13, 16, kernel=(7, 7), strides=(2, 2), pads=(3, 3, 3, 3)),
@@ -61,9 +60,9 @@ def test_a_packed_image_is_the_image_between_zeros(channels: int, image_dtype: A
 @pytest.mark.skipif(not INTERPRETED, reason="addresses are seen by the interpreter")
 def test_no_program_touches_a_byte_beside_its_tensors(name: str, device: Any, monkeypatch: Any) -> None:
     given = case(SHAPES[name], device, image_dtype=torch.float32, residual=True)
-    with poisoned(monkeypatch), watched(monkeypatch) as launches:
+    with poisoned(monkeypatch), watched(monkeypatch, module, *PROGRAMS) as launches:
         tried = every_rows_tactic(given)
-    assert launches == ["pack_pixels", "stem_rows"] * tried
+    assert launches == [*PROGRAMS] * tried
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="addresses are seen by the interpreter")
@@ -71,7 +70,7 @@ def test_a_row_that_is_too_short_for_its_last_window_is_noticed(device: Any, mon
     right = Rows.of(geometry(SHAPES["7 by 7"]))
     monkeypatch.setattr(Rows, "of", lambda _: replace(right, pixels=right.pixels - 4))
     given = case(SHAPES["7 by 7"], device)
-    with watched(monkeypatch), pytest.raises(Exception, match="beside its tensors"):
+    with watched(monkeypatch, module, *PROGRAMS), pytest.raises(Exception, match="beside its tensors"):
         every_rows_tactic(given)
 
 
@@ -108,44 +107,3 @@ def every_rows_tactic(given: Case) -> int:
     for tactic in rows:
         KERNEL.prepare(given.tensors, given.attributes, tactic)(*given.tensors)
     return len(rows)
-
-
-@contextmanager
-def watched(monkeypatch: Any) -> Iterator[list[str]]:
-    """Raise where a program of the first layer touches memory that is not of its tensors; gives what was launched."""
-    launched: list[str] = []
-    tensors: list[Any] = []
-
-    class Watched:
-        def __init__(self, name: str) -> None:
-            self._name, self._kernel = name, getattr(module, name)
-
-        def __getitem__(self, grid: Any) -> Any:
-            def launch(*given: Any, **named: Any) -> None:
-                launched.append(self._name)
-                tensors[:] = [one for one in given if isinstance(one, torch.Tensor)]
-                self._kernel[grid](*given, **named)
-
-            return launch
-
-    def checked(name: str) -> Any:
-        right = getattr(interpreter.InterpreterBuilder, name)
-
-        def access(self: Any, pointers: Any, *others: Any) -> Any:
-            mask = others[0 if name == "create_masked_load" else 1]
-            places = pointers.data[mask.data]
-            inside = places != places
-            for tensor in tensors:
-                begin, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-                inside |= (places >= begin) & (places < begin + size)
-            assert inside.all(), f"{launched[-1]} touches memory beside its tensors"
-            return right(self, pointers, *others)
-
-        return access
-
-    with monkeypatch.context() as patch:
-        for name in ("pack_pixels", "stem_rows"):
-            patch.setattr(module, name, Watched(name))
-        for name in ("create_masked_load", "create_masked_store"):
-            patch.setattr(interpreter.InterpreterBuilder, name, checked(name))
-        yield launched
