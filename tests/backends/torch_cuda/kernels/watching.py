@@ -7,15 +7,24 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from triton.runtime import interpreter
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+# What the interpreter touches memory by, loads and stores of descriptors too: where it is given addresses and mask.
+ACCESSES = {"create_masked_load": (0, 1), "create_masked_store": (0, 2), "create_atomic_rmw": (1, 3)}
 
 
 @contextmanager
 def watched(monkeypatch: Any, module: ModuleType, *names: str) -> Iterator[list[str]]:
-    """Raise where one of these kernels of a module touches memory beside its tensors; gives what was launched."""
+    """Raise where one of these kernels of a module touches memory beside its tensors; gives what was launched.
+
+    A kernel is patched where it is launched, so that `module` is the one whose code names it. An access has to lie in
+    one tensor from its first byte to its last: what runs from one into its neighbour is beside both.
+    """
     launched: list[str] = []
-    tensors: list[Any] = []
+    tensors: list[tuple[int, int]] = []
 
     class Watched:
         def __init__(self, name: str) -> None:
@@ -24,29 +33,49 @@ def watched(monkeypatch: Any, module: ModuleType, *names: str) -> Iterator[list[
         def __getitem__(self, grid: Any) -> Any:
             def launch(*given: Any, **named: Any) -> None:
                 launched.append(self._name)
-                tensors[:] = [one for one in given if isinstance(one, torch.Tensor)]
+                tensors[:] = [reach(one) for one in (*given, *named.values()) if is_memory(one)]
                 self._kernel[grid](*given, **named)
 
             return launch
 
     def checked(name: str) -> Any:
-        right = getattr(interpreter.InterpreterBuilder, name)
+        right, (at, masked_at) = getattr(interpreter.InterpreterBuilder, name), ACCESSES[name]
 
-        def access(self: Any, pointers: Any, *others: Any) -> Any:
-            mask = others[0 if name == "create_masked_load" else 1]
-            places = pointers.data[mask.data]
-            inside = places != places
-            for tensor in tensors:
-                begin, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-                inside |= (places >= begin) & (places < begin + size)
-            assert inside.all(), f"{launched[-1]} touches memory beside its tensors"
-            return right(self, pointers, *others)
+        def access(self: Any, *given: Any, **named: Any) -> Any:
+            touched = given[at].data[np.asarray(given[masked_at].data)]
+            if touched.size:
+                low, high = int(touched.min()), int(touched.max())
+                inside = any(begin <= low and high < end for begin, end in tensors)
+                assert inside, (
+                    f"{launched[-1]} touches memory beside its tensors, {low} to {high}: "
+                    f"they lie at {', '.join(f'{begin} to {end - 1}' for begin, end in tensors)}"
+                )
+            return right(self, *given, **named)
 
         return access
 
     with monkeypatch.context() as patch:
         for name in names:
             patch.setattr(module, name, Watched(name))
-        for name in ("create_masked_load", "create_masked_store"):
+        for name in ACCESSES:
             patch.setattr(interpreter.InterpreterBuilder, name, checked(name))
         yield launched
+
+
+def is_memory(argument: Any) -> bool:
+    """Whether a kernel can touch memory by it."""
+    return isinstance(argument, torch.Tensor | TensorDescriptor)
+
+
+def reach(argument: Any) -> tuple[int, int]:
+    """The first byte of a tensor, or of the one that a descriptor describes, and the one after its last."""
+    tensor = argument.base if isinstance(argument, TensorDescriptor) else argument
+    begin = tensor.data_ptr()
+    return begin, begin + elements(tensor) * tensor.element_size()
+
+
+def elements(tensor: torch.Tensor) -> int:
+    """From its first element to its last one in memory, which are more than it has where a view has gaps."""
+    if not tensor.numel():
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
