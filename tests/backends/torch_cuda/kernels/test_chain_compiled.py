@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,20 +9,12 @@ import pytest
 pytest.importorskip("torch", reason="the PyTorch engine needs torch")
 pytest.importorskip("triton", reason="the kernels are in Triton")
 
-# A program may use 227 KB of shared memory, of which 1 KB is the system's.
-SHARED_BYTES = 226 * 1024
-PROGRAM = Path(__file__).with_name("chain_compiled_for_sm90.py")
+from backends.torch_cuda.kernels.compiling import SHARED_BYTES, compiled_by
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, dict[str, Any]]:
-    """Compile in a process of its own, because here Triton may have been imported as an interpreter."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", str(PROGRAM)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    return found
+    return compiled_by("chain_compiled_for_sm90.py")
 
 
 def test_no_configuration_spills_and_all_fit(compiled: dict[str, dict[str, Any]]) -> None:

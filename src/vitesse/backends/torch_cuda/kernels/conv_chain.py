@@ -15,7 +15,13 @@ from torch.nn import functional as F
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
 from vitesse.backends.torch_cuda.kernels.conv_chain_program import chain
 from vitesse.backends.torch_cuda.kernels.dependence import launched_early
-from vitesse.backends.torch_cuda.kernels.geometry import HALVES, channels_last, epilogue_of, pair
+from vitesse.backends.torch_cuda.kernels.geometry import (
+    HALVES,
+    channels_last,
+    epilogue_of,
+    pair,
+    power_of_two,
+)
 from vitesse.backends.torch_cuda.kernels.linear import MOST_ELEMENTS
 from vitesse.backends.torch_cuda.kernels.linear_configs import SHARED_BYTES
 
@@ -69,12 +75,12 @@ class ChainShape:
     @property
     def depths(self) -> tuple[int, int]:
         """Channels of x and of the shortcut's input as the kernel has them: 0, or a power of two."""
-        return _power_of_two(self.own), _power_of_two(self.shared) if self.shared else 0
+        return _depth(self.own), _depth(self.shared) if self.shared else 0
 
     @property
     def width(self) -> int:
         """Filters of the second product as the kernel has them."""
-        return _power_of_two(self.following)
+        return _depth(self.following)
 
     def fits(self, config: ChainConfig) -> bool:
         """Whether a multiprocessor of an H100 holds the tiles: those of the inputs, and all sums at once."""
@@ -189,9 +195,9 @@ def _output(x: Tensor, channels: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _power_of_two(number: int) -> int:
-    """Return the smallest power of two that is not below `number` and that a product takes."""
-    return max(16, 1 << (number - 1).bit_length())
+def _depth(channels: int) -> int:
+    """Return the smallest power of two that holds the channels and that a product takes."""
+    return max(16, power_of_two(channels))
 
 
 KERNEL = TritonConvChain()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitesse.backends.torch_cuda.kernels.geometry import Geometry
+from vitesse.backends.torch_cuda.kernels.geometry import Geometry, power_of_two
 from vitesse.backends.torch_cuda.kernels.linear_configs import REGISTERS, SHARED_BYTES
 from vitesse.backends.torch_cuda.kernels.stem_rows import ROWS_FILTERS, Rows, refusal
 
@@ -106,7 +106,7 @@ def choices(
     depth = block_k(found, item_bytes)
     ranked: list[tuple[float, ConvConfig]] = []
     for block_m, block_n, warps, stages, share in TILES:
-        if block_n > max(64, _power_of_two(found.filters)) or (residual and (block_m, block_n) in SPILLING):
+        if block_n > max(64, power_of_two(found.filters)) or (residual and (block_m, block_n) in SPILLING):
             continue
         plain = ConvConfig(TAPS, block_m, block_n, depth, warps, stages)
         ranked.append((_cycles(plain, found, item_bytes, sms, share), plain))
@@ -123,15 +123,15 @@ def choices(
 
 def stem_choices(found: Geometry) -> list[ConvConfig]:
     """Return what is worth measuring for the first layer: packed to pixels where it can be, and as it comes."""
-    widest = max(64, _power_of_two(found.out_width))
-    block_n = max(16, min(64, _power_of_two(found.filters)))
+    widest = max(64, power_of_two(found.out_width))
+    block_n = max(16, min(64, power_of_two(found.filters)))
     fitting = [tile for tile in STEM_TILES if tile[0] <= widest][:MOST_STEMS]
     plain = [ConvConfig(STEM, block_m, block_n, STEM_DEPTH, warps, 2) for block_m, warps in fitting]
     if refusal(found):
         return plain
     rows = Rows.of(found)
     # As deep as this, the product is one step: there is nothing to load ahead.
-    deepest = rows.depth * _power_of_two(found.kernel[0])
+    deepest = rows.depth * power_of_two(found.kernel[0])
     packed = []
     for block_m, wanted, warps, stages in ROWS_TILES:
         depth = max(rows.depth, min(wanted, deepest))
@@ -143,7 +143,7 @@ def stem_choices(found: Geometry) -> list[ConvConfig]:
 
 def block_k(found: Geometry, item_bytes: int) -> int:
     """Return the channels of one product: DEPTH_BYTES of them, fewer where the input has fewer."""
-    return min(DEPTH_BYTES // item_bytes, max(32, _power_of_two(found.channels)))
+    return min(DEPTH_BYTES // item_bytes, max(32, power_of_two(found.channels)))
 
 
 def tiles_of(config: ConvConfig, found: Geometry) -> int:
@@ -174,8 +174,3 @@ def _cycles(config: ConvConfig, found: Geometry, item_bytes: int, sms: int, shar
     # Tiles of one multiprocessor share its tensor cores; what they overlap is filling and finishing.
     each = math.ceil(tiles / sms)
     return each * steps * max(products, loaded) + math.ceil(each / resident) * TILE_CYCLES
-
-
-def _power_of_two(number: int) -> int:
-    """Return the smallest power of two that is not below `number`."""
-    return 1 << (number - 1).bit_length()

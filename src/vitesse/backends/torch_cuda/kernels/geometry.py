@@ -112,3 +112,8 @@ def pair(values: Sequence[int]) -> tuple[int, int]:
     """Return what stands for height and for width."""
     first, second = values
     return int(first), int(second)
+
+
+def power_of_two(number: int) -> int:
+    """Return the smallest power of two that is not below `number`, which is at least 1."""
+    return 1 << (number - 1).bit_length()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitesse.backends.torch_cuda.candidates import Attributes, DeviceFacts, Run, Tactic, Tensors
 from vitesse.backends.torch_cuda.kernels.dependence import launched_early, let_next_begin, wait_for_previous
-from vitesse.backends.torch_cuda.kernels.geometry import channels_last, extent, pair
+from vitesse.backends.torch_cuda.kernels.geometry import channels_last, extent, pair, power_of_two
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_ELEMENTS = 2**31 - 1
@@ -131,7 +131,7 @@ class TritonMaxPool:
         """Offer three numbers of pixels for a program."""
         x = tensors[0]
         assert x is not None  # refuses() has seen it
-        channels = min(LINE_BYTES // x.dtype.itemsize, 1 << (x.shape[1] - 1).bit_length())
+        channels = min(LINE_BYTES // x.dtype.itemsize, power_of_two(x.shape[1]))
         sizes = ((32, 4), (64, 4), (128, 8))
         return [
             Tactic(self.name, {"block_m": m, "block_c": channels, "num_warps": warps}) for m, warps in sizes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitesse.backends.torch_cuda.kernels.geometry import Geometry
+from vitesse.backends.torch_cuda.kernels.geometry import Geometry, power_of_two
 
 # Values of a pixel, the missing channels zero.
 PIXEL = 4
@@ -37,7 +37,7 @@ class Rows:
     @classmethod
     def of(cls, found: Geometry) -> Rows:
         """Return the packed image that a convolution reads."""
-        window = max(4, 1 << (found.kernel[1] - 1).bit_length())
+        window = max(4, power_of_two(found.kernel[1]))
         read = found.strides[1] * (found.out_width - 1) + window
         return cls(window, read + -read % 4)
 
