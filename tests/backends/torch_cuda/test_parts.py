@@ -24,7 +24,7 @@ from vitesse.backends.torch_cuda.binding import Binder
 from vitesse.backends.torch_cuda.building import BuildOptions
 from vitesse.backends.torch_cuda.candidates import PLAIN, Kernels, Tactic
 from vitesse.backends.torch_cuda.checking import example_feeds
-from vitesse.backends.torch_cuda.kernels import separate_conv_chain as module
+from vitesse.backends.torch_cuda.kernels import separate as module
 from vitesse.backends.torch_cuda.kernels.separate_conv_chain import KERNEL
 from vitesse.backends.torch_cuda.plan import Making, Plan
 from vitesse.backends.torch_cuda.problem import Problem

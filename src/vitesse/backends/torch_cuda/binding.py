@@ -23,7 +23,7 @@ from vitesse.scopes import path_of
 
 Given = tuple[Tensor | None, ...]
 # The steps of a plan with an input in 8 bits and those in 16, for what is said of a plan.
-_PRODUCTS = ("Linear", "NormLinear", "Conv", "ConvPair", "ConvChain", "Patches")
+_PRODUCTS = ("Linear", "NormLinear", "Conv", "ConvPair", "ConvChain", "ConvPool", "Patches")
 
 
 @dataclass(frozen=True)

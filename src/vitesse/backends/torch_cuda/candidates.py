@@ -119,6 +119,8 @@ KERNELS: Mapping[str, str] = {
     "triton.conv_pair": "vitesse.backends.torch_cuda.kernels.conv_pair:KERNEL",
     "separate.conv_chain": "vitesse.backends.torch_cuda.kernels.separate_conv_chain:KERNEL",
     "triton.conv_chain": "vitesse.backends.torch_cuda.kernels.conv_chain:KERNEL",
+    "separate.conv_pool": "vitesse.backends.torch_cuda.kernels.separate_conv_pool:KERNEL",
+    "triton.stem_pool": "vitesse.backends.torch_cuda.kernels.stem_pool:KERNEL",
     "triton.max_pool": "vitesse.backends.torch_cuda.kernels.max_pool:KERNEL",
     "triton.quantise": "vitesse.backends.torch_cuda.kernels.quantise:KERNEL",
     "triton.patches": "vitesse.backends.torch_cuda.kernels.patches:KERNEL",

@@ -245,6 +245,36 @@ def conv_chain(
     return y, h
 
 
+def conv_pool(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilations: tuple[int, int] = (1, 1),
+    activation: str = "",
+    out_dtype: str = "float16",
+    window: tuple[int, int],
+    window_strides: tuple[int, int] = (1, 1),
+    window_pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+) -> tuple[Tensor]:
+    """The first convolution of a backbone and the largest of every window of what it makes: [B, O, H', W'].
+
+    Args:
+        x: [B, C, H, W], an image; weight: [O, C, KH, KW], constant; bias: [O], constant; as in `conv`.
+        window, window_strides, window_pads: of the pooling; what is padded is never the largest.
+    """
+    (y,) = conv(
+        x, weight, None, bias,
+        strides=strides, pads=pads, dilations=dilations, activation=activation, out_dtype=out_dtype,
+    )  # fmt: skip
+    top, left, bottom, right = window_pads
+    padded = F.pad(y, (left, right, top, bottom), value=-torch.inf)
+    made = F.max_pool2d(padded, tuple(window), tuple(window_strides))
+    return (made.contiguous(memory_format=torch.channels_last),)
+
+
 def patches(
     image: Tensor,
     weight: Tensor,
@@ -287,6 +317,7 @@ STEPS: Mapping[str, Callable[..., tuple[Tensor | None, ...]]] = {
     "Conv": conv,
     "ConvPair": conv_pair,
     "ConvChain": conv_chain,
+    "ConvPool": conv_pool,
     "Patches": patches,
     "Quantise": quantise,
 }

@@ -114,6 +114,13 @@ def apart() -> Step:
     return Step("triton.attention", tensors, {"heads": 1, "head_size": 16, "value_size": 16, "scale": 1.0})
 
 
+def stem_pooled(x: tuple[int, ...], filters: int, taps: int, pads: int, window_pads: tuple[int, ...]) -> Step:
+    weight = zeros(filters, x[1], taps, taps)
+    attributes = {"strides": (2, 2), "pads": (pads,) * 4, "dilations": (1, 1), "activation": "relu"}
+    pool = {"window": (3, 3), "window_strides": (2, 2), "window_pads": window_pads}
+    return Step("triton.stem_pool", (zeros(*x, dtype=SINGLE), weight, zeros(filters)), {**attributes, **pool})
+
+
 STEM, SIDES = {"strides": (2, 2), "pads": (3, 3, 3, 3)}, {"pads": (1, 1, 1, 1)}
 CASES = {
     "product: one row": product(zeros(1, 8), 8),
@@ -164,6 +171,8 @@ CASES = {
     "stem: wider than a tile": convolution(
         "triton.conv", (1, 1, 5, 151), (72, 1, 3, 3), strides=(1, 3), **SIDES
     ),
+    "stem and pool: a strip and a half": stem_pooled((2, 3, 13, 17), 16, 7, 3, (1, 1, 1, 1)),
+    "stem and pool: wider than a tile": stem_pooled((1, 1, 9, 139), 72, 3, 0, (1, 1, 0, 0)),
     "pair: odd sizes, stride 2": conv_pairs((2, 32, 5, 6), (2, 32, 9, 11), 40, (2, 2)),
     "pair: channels that fill no block": conv_pairs((1, 40, 3, 4), (1, 72, 5, 4), 13, (2, 1)),
     "pair: one pixel": conv_pairs((3, 16, 1, 1), (3, 32, 1, 1), 8, (1, 1)),

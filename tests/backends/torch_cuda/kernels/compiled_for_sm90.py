@@ -25,6 +25,8 @@ TYPES = {
     **{torch.float16: "fp16", torch.float32: "fp32", torch.float8_e4m3fn: "fp8e4nv"},
     **{torch.uint8: "u8", torch.bfloat16: "bf16"},
 }
+# Arguments of a launch that are the compiler's, not the kernel's.
+COMPILED_WITH = ("num_warps", "num_stages", "maxnreg")
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
@@ -55,7 +57,7 @@ def facts(launch: Launch) -> dict[str, Any]:
     """Compile as the launcher would on an H100: None and 1 are constants, multiples of 16 are known as such."""
     kernel, arguments, named = launch
     named |= {"DEPENDENT": True}
-    options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+    options = {name: named.pop(name) for name in COMPILED_WITH if name in named}
     options["launch_pdl"] = True
     names = [parameter.name for parameter in kernel.params]
     given = dict(zip(names, arguments, strict=False))

@@ -11,7 +11,7 @@ import torch
 # Run as a program: what stands beside it is found by its own name.
 from compiled_for_sm90 import H100, Launch, Recorder, facts
 
-from vitesse.backends.torch_cuda.kernels import conv, conv_pair, max_pool
+from vitesse.backends.torch_cuda.kernels import conv, conv_pair, max_pool, stem_image, stem_pool
 
 E4M3 = torch.float8_e4m3fn
 
@@ -33,6 +33,13 @@ def layer(
 def pooling() -> tuple[Any, ...]:
     x = torch.empty(1, 64, 400, 667, dtype=torch.float16)
     return max_pool.KERNEL, (x,), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+
+
+def stem_and_pool(images: int, height: int, width: int) -> tuple[Any, ...]:
+    _, (x, weight, _, bias, _), attributes = layer(3, height, width, 64, 7, 2, image_dtype=torch.float32)
+    window = {"window": (3, 3), "window_strides": (2, 2), "window_pads": (1, 1, 1, 1)}
+    tensors = (x.expand(images, -1, -1, -1), weight, bias)
+    return stem_pool.KERNEL, tensors, {**attributes, **window}
 
 
 def ending(channels: int, others: int, filters: int, height: int, width: int, stride: int) -> tuple[Any, ...]:
@@ -62,6 +69,9 @@ CASES = {
     "conv pair of the first stage": ending(64, 64, 256, 200, 334, 1),
     "conv pair of the last stage": ending(512, 1024, 2048, 25, 42, 2),
     "conv pair of one column": ending(64, 128, 128, 40, 1, 2),
+    "conv stem and pool": stem_and_pool(1, 800, 1333),
+    "conv stem and pool of a batch": stem_and_pool(8, 800, 1333),
+    "conv stem and pool of one row": stem_and_pool(1, 2, 40),
     "pool": pooling(),
 }
 
@@ -82,8 +92,10 @@ def launches(
 
 
 RECORDED: list[Launch] = []
-for name in ("taps", "boxes", "stem", "pack_pixels", "stem_rows"):
+for name in ("taps", "boxes", "stem", "stem_rows"):
     setattr(conv, name, Recorder(getattr(conv, name), RECORDED))
+stem_image.pack_pixels = Recorder(stem_image.pack_pixels, RECORDED)
+stem_pool.stem_pool = Recorder(stem_pool.stem_pool, RECORDED)
 conv_pair.pair = Recorder(conv_pair.pair, RECORDED)
 max_pool.pool = Recorder(max_pool.pool, RECORDED)
 

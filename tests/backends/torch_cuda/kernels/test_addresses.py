@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 from backends.torch_cuda.kernels.address_cases import CASES, Step, zeros  # noqa: E402
 from backends.torch_cuda.kernels.float64 import H100  # noqa: E402
-from backends.torch_cuda.kernels.watching import elements, watched  # noqa: E402
+from backends.torch_cuda.kernels.watching import Program, elements, watched  # noqa: E402
 from vitesse.backends.torch_cuda.candidates import KERNELS, DeviceFacts, Tactic, kernels  # noqa: E402
 from vitesse.backends.torch_cuda.kernels import (  # noqa: E402
     attention_kernel,
@@ -31,6 +30,8 @@ from vitesse.backends.torch_cuda.kernels import (  # noqa: E402
     norm,
     patches,
     quantise,
+    stem_image,
+    stem_pool,
 )
 from vitesse.backends.torch_cuda.kernels.epilogue import INTERPRETED  # noqa: E402
 
@@ -39,18 +40,22 @@ pytestmark = pytest.mark.skipif(not INTERPRETED, reason="addresses are seen by t
 # One with the TMA unit, where all is read by descriptors that can be, and one without: all by pointers.
 L4 = DeviceFacts((8, 9), 58, "NVIDIA L4")
 DEVICES = (H100, L4)
-# The modules that launch, and what of theirs.
-PROGRAMS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
-    "triton.linear": (linear, ("gemm", "persistent_gemm")),
-    "triton.norm_linear": (linear, ("gemm",)),
-    "triton.conv_1x1": (linear, ("gemm", "persistent_gemm")),
-    "triton.norm": (norm, ("normalise",)),
-    "triton.attention": (attention_kernel, ("attend", "combine")),
-    "triton.conv": (conv, ("taps", "boxes", "stem", "pack_pixels", "stem_rows")),
-    "triton.conv_pair": (conv_pair, ("pair",)),
-    "triton.max_pool": (max_pool, ("pool",)),
-    "triton.quantise": (quantise, ("quantise",)),
-    "triton.patches": (patches, ("embed",)),
+# What each kernel launches.
+PROGRAMS: dict[str, tuple[Program, ...]] = {
+    "triton.linear": ((linear, "gemm"), (linear, "persistent_gemm")),
+    "triton.norm_linear": ((linear, "gemm"),),
+    "triton.conv_1x1": ((linear, "gemm"), (linear, "persistent_gemm")),
+    "triton.norm": ((norm, "normalise"),),
+    "triton.attention": ((attention_kernel, "attend"), (attention_kernel, "combine")),
+    "triton.conv": (
+        *((conv, name) for name in ("taps", "boxes", "stem", "stem_rows")),
+        (stem_image, "pack_pixels"),
+    ),
+    "triton.conv_pair": ((conv_pair, "pair"),),
+    "triton.stem_pool": ((stem_image, "pack_pixels"), (stem_pool, "stem_pool")),
+    "triton.max_pool": ((max_pool, "pool"),),
+    "triton.quantise": ((quantise, "quantise"),),
+    "triton.patches": ((patches, "embed"),),
 }
 # How a program is compiled; its addresses do not hang on it.
 UNSEEN = ("num_warps", "num_stages", "fast_sum")
@@ -72,6 +77,7 @@ OFFENCES: tuple[tuple[str, str, DeviceFacts, str], ...] = (
     ("stem", "stem: 7 by 7", L4, CONVOLVED),
     ("pack_pixels", "stem: 7 by 7", L4, "x image"),
     ("stem_rows", "stem: 7 by 7", L4, CONVOLVED.replace("x ", "image ")),
+    ("stem_pool", "stem and pool: a strip and a half", L4, "image weight bias out"),
     ("pair", "pair: one pixel", L4, "x other weight bias out"),
     ("pool", "pool: dilated", L4, "x out"),
     ("quantise", "quantise: shared sum", L4, "x other out"),
@@ -100,8 +106,7 @@ def run(step: Step, tactic: Tactic) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_no_tactic_touches_memory_beside_its_tensors(name: str, monkeypatch: Any) -> None:
     step = CASES[name]
-    module, programs = PROGRAMS[step.kernel]
-    with watched(monkeypatch, module, *programs) as launched:
+    with watched(monkeypatch, *PROGRAMS[step.kernel]) as launched:
         for tactic in offered(step):
             before = len(launched)
             run(step, tactic)
@@ -119,7 +124,7 @@ def test_the_addresses_of_attention_that_broke_on_a_gpu_are_right(
     q, kv, _, mask = given.tensors
     wide = kv.to(dtype)
     step = replace(given, tensors=(q.to(dtype), wide, wide, mask))
-    with watched(monkeypatch, attention_kernel, "attend") as launched:
+    with watched(monkeypatch, (attention_kernel, "attend")) as launched:
         for block_m in (16, 64):
             config = {"block_m": block_m, "block_n": 64, "splits": 1, "tma": tma}
             run(step, Tactic(step.kernel, config | {"num_warps": 4, "num_stages": 2}))
@@ -139,7 +144,7 @@ def test_a_tensor_that_begins_later_is_noticed(
     program: str, name: str, device_facts: DeviceFacts, argument: str, monkeypatch: Any
 ) -> None:
     step = CASES[name]
-    module, programs = PROGRAMS[step.kernel]
+    (module,) = (module for module, name in PROGRAMS[step.kernel] if name == program)
     monkeypatch.setattr(module, program, Moved(getattr(module, program), argument))
 
     def noticed(tactic: Tactic) -> bool:
@@ -150,7 +155,7 @@ def test_a_tensor_that_begins_later_is_noticed(
             return True
         return False
 
-    with watched(monkeypatch, module, *programs):
+    with watched(monkeypatch, *PROGRAMS[step.kernel]):
         assert any(map(noticed, LOADED[step.kernel].tactics(step.tensors, step.attributes, device_facts)))
 
 
@@ -184,7 +189,9 @@ def behind(tensor: Any, skipped: int) -> Any:
 def test_every_own_kernel_and_every_program_has_cases_and_offences() -> None:
     assert {*PROGRAMS} | ELSEWHERE == {name for name in KERNELS if name.startswith("triton.")}
     assert {step.kernel for step in CASES.values()} == {*PROGRAMS}
-    assert {program for program, *_ in OFFENCES} == {name for _, names in PROGRAMS.values() for name in names}
+    assert {program for program, *_ in OFFENCES} == {
+        name for programs in PROGRAMS.values() for _, name in programs
+    }
 
 
 def test_the_cases_reach_every_way_to_read_and_to_share_the_work() -> None:
@@ -231,7 +238,7 @@ def test_what_runs_into_the_neighbour_is_beside_both(monkeypatch: Any) -> None:
 
 
 def touches_beside(x: Any, out: Any, first: int, monkeypatch: Any) -> bool:
-    with watched(monkeypatch, sys.modules[__name__], "copied") as launched:
+    with watched(monkeypatch, (sys.modules[__name__], "copied")) as launched:
         try:
             copied[(1,)](x, out, first, COUNT=32)
         except InterpreterError as error:

@@ -231,7 +231,7 @@ def test_only_what_fits_is_offered() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_nothing_beside_the_tensors_is_read_or_written(name: str, device: Any, monkeypatch: Any) -> None:
     given = chained(name, device)
-    with watched(monkeypatch, module, "chain") as launched:
+    with watched(monkeypatch, (module, "chain")) as launched:
         count = len(outputs(given, monkeypatch))
     assert launched == ["chain"] * count
 
@@ -248,7 +248,7 @@ def test_the_check_of_addresses_sees_one_pixel_too_many(name: str, device: Any, 
     )
     run = KERNEL.prepare(given.tensors, given.attributes, tactic)
     with (
-        watched(monkeypatch, module, "chain"),
+        watched(monkeypatch, (module, "chain")),
         pytest.raises(InterpreterError, match="beside its tensors"),
     ):
         run(*given.tensors)

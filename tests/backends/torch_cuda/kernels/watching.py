@@ -14,20 +14,22 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 # What the interpreter touches memory by, loads and stores of descriptors too: where it is given addresses and mask.
 ACCESSES = {"create_masked_load": (0, 1), "create_masked_store": (0, 2), "create_atomic_rmw": (1, 3)}
+# A kernel is patched where it is launched: the module whose code names it, and the name.
+Program = tuple[ModuleType, str]
 
 
 @contextmanager
-def watched(monkeypatch: Any, module: ModuleType, *names: str) -> Iterator[list[str]]:
-    """Raise where one of these kernels of a module touches memory beside its tensors; gives what was launched.
+def watched(monkeypatch: Any, *programs: Program) -> Iterator[list[str]]:
+    """Raise where one of these programs touches memory beside its tensors; gives the names of what was launched.
 
-    A kernel is patched where it is launched, so that `module` is the one whose code names it. An access has to lie in
-    one tensor from its first byte to its last: what runs from one into its neighbour is beside both.
+    An access has to lie in one tensor from its first byte to its last: what runs from one into its neighbour is beside
+    both.
     """
     launched: list[str] = []
     tensors: list[tuple[int, int]] = []
 
     class Watched:
-        def __init__(self, name: str) -> None:
+        def __init__(self, module: ModuleType, name: str) -> None:
             self._name, self._kernel = name, getattr(module, name)
 
         def __getitem__(self, grid: Any) -> Any:
@@ -42,7 +44,8 @@ def watched(monkeypatch: Any, module: ModuleType, *names: str) -> Iterator[list[
         right, (at, masked_at) = getattr(interpreter.InterpreterBuilder, name), ACCESSES[name]
 
         def access(self: Any, *given: Any, **named: Any) -> Any:
-            touched = given[at].data[np.asarray(given[masked_at].data)]
+            # A mask that a scalar of Python went into has integers.
+            touched = given[at].data[np.asarray(given[masked_at].data, bool)]
             if touched.size:
                 low, high = int(touched.min()), int(touched.max())
                 inside = any(begin <= low and high < end for begin, end in tensors)
@@ -55,8 +58,8 @@ def watched(monkeypatch: Any, module: ModuleType, *names: str) -> Iterator[list[
         return access
 
     with monkeypatch.context() as patch:
-        for name in names:
-            patch.setattr(module, name, Watched(name))
+        for module, name in programs:
+            patch.setattr(module, name, Watched(module, name))
         for name in ACCESSES:
             patch.setattr(interpreter.InterpreterBuilder, name, checked(name))
         yield launched

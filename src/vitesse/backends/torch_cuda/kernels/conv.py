@@ -27,9 +27,10 @@ from vitesse.backends.torch_cuda.kernels.epilogue import approximate
 from vitesse.backends.torch_cuda.kernels.geometry import HALVES, Geometry, channels_last, epilogue_of
 from vitesse.backends.torch_cuda.kernels.linear import MOST_ELEMENTS, TMA_BYTES
 from vitesse.backends.torch_cuda.kernels.linear_operands import Epilogue
+from vitesse.backends.torch_cuda.kernels.stem_image import packed_image
 from vitesse.backends.torch_cuda.kernels.stem_program import stem
-from vitesse.backends.torch_cuda.kernels.stem_rows import PACKED_AT_ONCE, PIXEL, Rows, packed_filters
-from vitesse.backends.torch_cuda.kernels.stem_rows_program import pack_pixels, stem_rows
+from vitesse.backends.torch_cuda.kernels.stem_rows import PIXEL, Rows, packed_filters
+from vitesse.backends.torch_cuda.kernels.stem_rows_program import stem_rows
 from vitesse.backends.torch_cuda.steps import E4M3
 
 # A filter of so few channels and so many values in all is one product for all taps.
@@ -230,21 +231,7 @@ def _launch_rows(
     x: Tensor, operands: Any, found: Geometry, config: ConvConfig, constants: dict[str, Any]
 ) -> None:
     rows = Rows.of(found)
-    lines = found.batch * found.height
-    packed_shape = (found.batch, found.height, rows.pixels, PIXEL)
-    image = torch.empty(packed_shape, dtype=operands[0].dtype, device=x.device)
-    pack_pixels[(lines * math.ceil(rows.pixels / PACKED_AT_ONCE),)](
-        x.contiguous(),
-        image,
-        found.height,
-        found.width,
-        rows.pixels,
-        C=found.channels,
-        LEFT=constants["LEFT"],
-        BLOCK=PACKED_AT_ONCE,
-        num_warps=4,
-        **launched_early(x.device),
-    )
+    image = packed_image(x, found, operands[0].dtype)
     across = math.ceil(found.filters / config.block_n)
     stem_rows[(tiles_of(config, found) // across, across)](
         image,

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from vitesse.backends.torch_cuda.candidates import (
-    KERNELS,
-    PLAIN,
-    Attributes,
-    DeviceFacts,
-    Run,
-    Tactic,
-    Tensors,
-    kernels,
-    tactic_of,
-)
+from vitesse.backends.torch_cuda.candidates import Attributes, Run, Tactic, Tensors
+from vitesse.backends.torch_cuda.kernels.separate import Separate, prepared
 from vitesse.backends.torch_cuda.problem import Problem
 
 
-class SeparateConvChain:
-    """Kernel `separate.conv_chain`; see candidates.Kernel, and tactics.Composed for its parts."""
+class SeparateConvChain(Separate):
+    """Kernel `separate.conv_chain`; see Separate."""
 
     name = "separate.conv_chain"
     step = "ConvChain"
-
-    def refuses(self, tensors: Tensors, attributes: Attributes, device: DeviceFacts) -> str:
-        """Refuse nothing: a part that no kernel takes is computed in plain torch."""
-        return ""
-
-    def tactics(self, tensors: Tensors, attributes: Attributes, device: DeviceFacts) -> list[Tactic]:
-        """Return the only one: what there is to choose are its parts."""
-        return [Tactic(self.name)]
 
     def parts(self, tensors: Tensors, attributes: Attributes) -> tuple[Problem, ...]:
         """Return the `Conv` or `ConvPair` that makes y, and the `Conv` that reads it."""
@@ -55,8 +35,8 @@ class SeparateConvChain:
             memory_format=torch.channels_last,
         )
         end, begin = tactic.config["parts"]
-        first = _prepared(_first(tensors, attributes), end)
-        second = _prepared(_second(y, tensors, attributes), begin)
+        first = prepared(_first(tensors, attributes), end)
+        second = prepared(_second(y, tensors, attributes), begin)
 
         def run(*given: Tensor | None) -> tuple[Tensor | None, ...]:
             (made,) = first(*_first_of(given))
@@ -88,15 +68,6 @@ def _first_of(tensors: Tensors) -> tuple[Tensor | None, ...]:
 
 def _second_of(y: Tensor | None, tensors: Tensors) -> tuple[Tensor | None, ...]:
     return (y, tensors[3], None, tensors[4], None)
-
-
-def _prepared(part: Problem, chosen: Mapping[str, Any]) -> Run:
-    tactic = tactic_of(chosen)
-    if tactic == PLAIN:
-        return part.plain
-    # Imported only now: the table names this module, too.
-    (kernel,) = kernels({tactic.kernel: KERNELS[tactic.kernel]}).found.values()
-    return kernel.prepare(part.tensors, part.attributes, tactic)
 
 
 KERNEL = SeparateConvChain()

@@ -1,7 +1,7 @@
 """A static graph of standard operators → fused steps: what runs between two steps costs a kernel and memory traffic.
 
 quantised ─▶ patches ─▶ conv ─▶ conv_pairs ─▶ views ─▶ attention ─▶ linear ─▶ positions ─▶ siblings ─▶ norm
-─▶ quantise_outputs ─▶ quantise ─▶ conv_chains ─▶ norm_linear ─▶ one_scale
+─▶ quantise_outputs ─▶ quantise ─▶ conv_pools ─▶ conv_chains ─▶ norm_linear ─▶ one_scale
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from vitesse.backends.torch_cuda.rewrite.attention import attention
 from vitesse.backends.torch_cuda.rewrite.conv import conv
 from vitesse.backends.torch_cuda.rewrite.conv_chains import conv_chains
 from vitesse.backends.torch_cuda.rewrite.conv_pairs import conv_pairs
+from vitesse.backends.torch_cuda.rewrite.conv_pools import conv_pools
 from vitesse.backends.torch_cuda.rewrite.linear import linear
 from vitesse.backends.torch_cuda.rewrite.norm import norm
 from vitesse.backends.torch_cuda.rewrite.norm_linear import norm_linear
@@ -67,6 +68,7 @@ def _rules(notes: Notes) -> list[tuple[str, Callable[[ir.Model], int]]]:
         ("norm", lambda graph: norm(graph, notes)),
         ("quantise_outputs", quantise_outputs),
         ("quantise", quantise),
+        ("conv_pools", conv_pools),
         ("conv_chains", conv_chains),
         ("norm_linear", norm_linear),
         ("one_scale", one_scale),

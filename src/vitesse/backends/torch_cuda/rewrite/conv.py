@@ -31,7 +31,7 @@ from vitesse.backends.torch_cuda.rewrite.nodes import (
 )
 
 # More are no image, and no kernel reads them in another type than its weight's without a pass of its own.
-_IMAGE_CHANNELS = 4
+IMAGE_CHANNELS = 4
 # Places of a step's inputs.
 _WEIGHT, _SCALE, _BIAS, _RESIDUAL = 1, 2, 3, 4
 
@@ -111,7 +111,7 @@ def _read_image(step: ir.Node) -> None:
     fed = (
         image.is_graph_input() and image.dtype == ir.DataType.FLOAT and weight.dtype == cast.outputs[0].dtype
     )
-    if fed and weight.dtype in FLOATS and shape_of(image)[1] <= _IMAGE_CHANNELS:
+    if fed and weight.dtype in FLOATS and shape_of(image)[1] <= IMAGE_CHANNELS:
         step.replace_input_with(0, image)
 
 
