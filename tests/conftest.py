@@ -31,9 +31,19 @@ def pytest_collection_finish() -> None:
 
     What tests leave behind is collected as ever: nothing of theirs is there yet.
     """
+    _leave_alone_what_is_there()
+    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_alone() -> None:
+    """The same for what was imported meanwhile: benchmarks collect all garbage before every reading of memory."""
+    _leave_alone_what_is_there()
+
+
+def _leave_alone_what_is_there() -> None:
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 @pytest.fixture(scope="module")
