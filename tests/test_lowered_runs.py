@@ -1,6 +1,7 @@
 """The main job with every precision and lever: a row for each, and words for what is left out."""
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -143,13 +144,16 @@ def test_without_images_half_precision_is_unknown_and_says_how_to_go_on(tmp_path
     assert "--allow-random" in row.reason
 
 
-def test_a_smaller_input_is_measured_chosen_and_served_at_its_own_size(tmp_path: Path) -> None:
+def test_a_smaller_input_is_measured_chosen_and_served_at_its_own_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch", reason="exports anew: pip install 'vitesse[torch]'")
+    monkeypatch.setattr("vitesse.compress.size.SCALES", (Fraction(3, 4), Fraction(1, 2)))  # each is an export
     recipe = replace(RECIPE, precisions=("fp32",), levers=("size",), max_drop=100.0)
     checkpoint = shared_data.shared("vit_fashion") / "vit_fashion.npz"
     run = pipeline.optimize(checkpoint, data=IMAGES, out=tmp_path / "run", recipe=recipe)
     sizes = [row for row in run.ledger.rows if row.stage.startswith("size:")]
-    assert sizes
+    assert len(sizes) == 2
     for row in sizes:
         assert row.input_size is not None
         assert row.input_size < (56, 56)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnxscript.rewriter._matcher import SimplePatternMatcher
 
 from fusing import graph, normal, ops, run
 from vitesse.errors import NotVerified
@@ -45,6 +46,42 @@ def test_looking_for_reasons_leaves_no_trace_in_the_graph() -> None:
     model = ir.from_proto(graph("a = Relu(x) y = Relu(a)"))
     apply(model, (Fusion("twice", (_ReluTwice.rule(),)),))
     assert [len(list(value.uses())) for value in model.graph.inputs] == [1]
+
+
+class _SplitTwice(FusionRule):
+    """A pattern that ends in two nodes: the matcher lists the whole graph for each node it is asked about."""
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.Relu(x), op.Abs(x)
+
+    def plan(self, *, x: ir.Value) -> ir.Value:
+        return x
+
+    def build(self, op: Any, plan: ir.Value) -> Any:
+        return op.Exp(plan), op.Neg(plan)
+
+
+@pytest.mark.parametrize(
+    ("rule", "body", "asked"),
+    [
+        (_ReluTwice, "a = Abs(x) b = Relu(a) c = Relu(b) d = Exp(c) y = Sin(d)", {"Relu"}),
+        (_SplitTwice, "a = Abs(x) b = Relu(x) y = Add(a, b)", {"Relu"}),
+        (_ReluTwice, "a = Abs(x) y = Sin(a)", set()),
+    ],
+    ids=["one root", "two roots", "none"],
+)
+def test_the_matcher_is_asked_about_the_operator_that_a_pattern_ends_in_only(
+    rule: type[FusionRule], body: str, asked: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matches, nodes = SimplePatternMatcher.match, []
+
+    def match(self: Any, model: Any, container: Any, node: ir.Node, **options: Any) -> Any:
+        nodes.append(node.op_type)
+        return matches(self, model, container, node, **options)
+
+    monkeypatch.setattr(SimplePatternMatcher, "match", match)
+    counts, _ = apply(ir.from_proto(graph(body)), (Fusion("one", (rule.rule(),)),))
+    assert (set(nodes), counts["one"]) == (asked, len(asked))
 
 
 def test_a_default_input_is_not_a_constant() -> None:

@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[t
 
 from fusing import ops, run  # noqa: E402
 from sources.detr_models import BASIC, TINY, padded, random_detr, save  # noqa: E402
+from sources.examining import made  # noqa: E402
+from sources.own_rows import ROWS  # noqa: E402
 from vitesse.errors import NotVerified, UsageError  # noqa: E402
 from vitesse.export.exporting import export_source  # noqa: E402
 from vitesse.fusion import clean_model, fuse_model  # noqa: E402
@@ -20,6 +22,7 @@ from vitesse.sources.source import Exported, ExportOptions  # noqa: E402
 
 SIZE = (75, 110)
 OPEN = frozenset({"batch", "height", "width"})
+(OPEN_ROW,) = (row for row in ROWS if row.name == "DETR, any size")
 # By hand: two norms an encoder layer, three a decoder layer, one in front of the heads.
 NORMS = 2 * TINY.encoder_layers + 3 * TINY.decoder_layers + 1
 ATTENTIONS = TINY.encoder_layers + 2 * TINY.decoder_layers
@@ -47,8 +50,9 @@ def with_aux(checkpoint: Path) -> Exported:
 
 
 @pytest.fixture(scope="module")
-def open_size(checkpoint: Path) -> Exported:
-    return exported(checkpoint, dynamic=OPEN)
+def open_size(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The same checkpoint, traced at 64×96."""
+    return made(OPEN_ROW, tmp_path_factory.mktemp("open")).exported
 
 
 def mixed_batch() -> dict[str, np.ndarray]:

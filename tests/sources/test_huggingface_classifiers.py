@@ -12,13 +12,15 @@ transformers = pytest.importorskip(
 )
 
 from fusing import run  # noqa: E402
-from sources.classifier_rows import PLAIN, VIT, randomise, transformers_source  # noqa: E402
+from sources.classifier_rows import PLAIN, ROWS, VIT, randomise, transformers_source  # noqa: E402
+from sources.examining import made  # noqa: E402
 from vitesse.errors import UsageError  # noqa: E402
 from vitesse.sources.huggingface.classifiers import CLASSIFIERS  # noqa: E402
 from vitesse.sources.source import ExportOptions  # noqa: E402
 from vitesse.spec import Decode, Task  # noqa: E402
 
 BATCH = 3
+VIT_ROW, BEIT_ROW = (next(row for row in ROWS if row.name == name) for name in ("ViT (HF), one size", "BEiT"))
 
 
 def theirs(folder: Path, loader: str, size: tuple[int, int], **options: Any) -> tuple[Any, np.ndarray]:
@@ -32,7 +34,11 @@ def theirs(folder: Path, loader: str, size: tuple[int, int], **options: Any) -> 
 @pytest.mark.parametrize("size", [(32, 32), (48, 40)], ids=["trained size", "another size"])
 def test_a_vit_answers_as_transformers_does(tmp_path: Path, size: tuple[int, int]) -> None:
     loader = "ViTForImageClassification"
-    exported = transformers_source(loader, PLAIN, tmp_path).export(ExportOptions(size=size))
+    source = transformers_source(loader, PLAIN, tmp_path)
+    if size == VIT_ROW.size:
+        exported = made(VIT_ROW, tmp_path / "row").exported
+    else:
+        exported = source.export(ExportOptions(size=size))
     images, expected = theirs(tmp_path, loader, size, interpolate_pos_encoding=True)
     found = run(exported.model, {"images": images})[0]
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -66,12 +72,13 @@ def test_written_out_attention_answers_as_transformers_own_operator(tmp_path: Pa
     loader = "BeitForImageClassification"
     source = transformers_source(loader, {**PLAIN, "use_relative_position_bias": True}, tmp_path)
     images, expected = theirs(tmp_path, loader, (32, 32))
-    found = source.export(ExportOptions()).reference({"images": images})["logits"]
+    assert made(BEIT_ROW, tmp_path / "row").source.identity == source.identity
+    found = made(BEIT_ROW, tmp_path / "row").exported.reference({"images": images})["logits"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_only_the_last_layers_class_token_goes_through_the_head(tmp_path: Path) -> None:
-    exported = transformers_source("ViTForImageClassification", PLAIN, tmp_path).export(ExportOptions())
+    exported = made(VIT_ROW, tmp_path).exported
     (output,) = exported.model.graph.output
     assert output.name == "logits"
     assert [side.dim_value or side.dim_param for side in output.type.tensor_type.shape.dim] == ["batch", 10]

@@ -13,6 +13,8 @@ from sources import vit_files as files
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[torch]'")
 
+from sources.examining import made  # noqa: E402
+from sources.own_rows import ROWS as OWN_ROWS  # noqa: E402
 from vitesse.fusion import clean_model, fuse_model  # noqa: E402
 from vitesse.sources.source import Exported, ExportOptions  # noqa: E402
 from vitesse.sources.vit import Block, Pooling, ViT, ViTConfig, resized  # noqa: E402
@@ -20,6 +22,9 @@ from vitesse.sources.vit_checkpoint import open_vit  # noqa: E402
 from vitesse.sources.vit_resnet import StemConfig  # noqa: E402
 
 ANY_SIZE = frozenset({"batch", "height", "width"})
+ROWS = {row.name: row for row in OWN_ROWS}
+# Rows of the table open the same checkpoint, and export it with these options.
+AS_ROWS = (({}, ROWS["ViT, one size"]), ({"dynamic": ANY_SIZE, "size": (8, 12)}, ROWS["ViT, any size"]))
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +32,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported
     """Export the tiny checkpoint; what several tests want is made once."""
 
     @cache
-    def made(token: bool = True, **options: Any) -> Exported:
+    def exported(token: bool = True, **options: Any) -> Exported:
+        for shared, row in AS_ROWS:
+            if token and options == shared:
+                return made(row, tmp_path_factory.mktemp("row")).exported
         path = files.save(tmp_path_factory.mktemp("vit") / "vit.npz", files.arrays(token=token))
         return open_vit(path).export(ExportOptions(**options))
 
-    return made
+    return exported
 
 
 def finished(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -92,7 +100,7 @@ def test_a_graph_for_another_size_holds_the_resized_position_embedding(
 
 @pytest.mark.parametrize("token", [True, False], ids=["class token", "gap"])
 def test_height_and_width_can_stay_open(exported: Callable[..., Exported], token: bool) -> None:
-    found = exported(token, dynamic=ANY_SIZE, size=(12, 16))
+    found = exported(token, dynamic=ANY_SIZE, size=(8, 12))
     assert found.stride == 4
     model = finished(found.model)
     assert ops(model)["Resize"] == 1 and ops(model)["Attention"] == 2

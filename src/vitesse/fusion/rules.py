@@ -91,6 +91,17 @@ class _ScopedRule(RewriteRule):
         scoped.__dict__.update(rule.__dict__)
         return scoped
 
+    def match(self, model: ir.Model, graph_or_function: Any, node: ir.Node, **options: Any) -> Any:
+        """Called by the rewriter for every node; most are another operator than the root of the pattern.
+
+        The matcher would find that out last: it sets up a match first, and for a pattern with two outputs it lists the
+        whole graph.
+        """
+        root = self._target_pattern.output_nodes[0]
+        if not (root.op.matches(node.op_type) and root.domain.matches(node.domain)):
+            return None
+        return super().match(model, graph_or_function, node, **options)
+
     def try_rewrite(self, *args: Any, **options: Any) -> Any:
         """Called by the rewriter for every node; a scope that the rewrite itself wrote stays."""
         made = super().try_rewrite(*args, **options)

@@ -20,7 +20,7 @@ from vitesse.errors import ModelError, SpecError, UsageError
 from vitesse.fusion import clean_model, fuse_model
 from vitesse.sources.jax.function import JaxSource, from_jax
 from vitesse.sources.signature import check_spec_against, graph_inputs, graph_outputs
-from vitesse.sources.source import ExportOptions
+from vitesse.sources.source import Exported, ExportOptions
 from vitesse.spec import Decode, ModelSpec, Preprocessing, Task
 
 INPUTS = ("B", *SIZE, 3)
@@ -58,6 +58,11 @@ def vit_source(vit: tuple[LinenViT, Any]) -> JaxSource:
     return from_jax(*vit, INPUTS)
 
 
+@pytest.fixture(scope="module")
+def fixed_vit(vit_source: JaxSource) -> Exported:
+    return vit_source.export(FIXED)
+
+
 @pytest.mark.parametrize("opset", [18, 23])
 def test_a_linen_vit_ends_as_the_operators_of_a_vit(
     vit: tuple[LinenViT, Any], vit_source: JaxSource, opset: int
@@ -77,10 +82,9 @@ def test_a_linen_vit_ends_as_the_operators_of_a_vit(
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
-def test_a_fixed_batch_leaves_no_shape_arithmetic(vit_source: JaxSource) -> None:
-    exported = vit_source.export(FIXED)
-    assert graph_inputs(exported.model)[0].shape == (1, 3, *SIZE)
-    counts = fusing.ops(fuse_model(clean_model(exported.model).model).model)
+def test_a_fixed_batch_leaves_no_shape_arithmetic(fixed_vit: Exported) -> None:
+    assert graph_inputs(fixed_vit.model)[0].shape == (1, 3, *SIZE)
+    counts = fusing.ops(fuse_model(clean_model(fixed_vit.model).model).model)
     assert counts == {**counts, "LayerNormalization": 5, "Attention": 2}
     assert not counts.keys() & {"Shape", "Tile", "Slice", "Dropout", "Einsum"}
 
@@ -96,9 +100,9 @@ def test_an_nnx_vit_is_exported_as_at_inference_and_left_as_it_was() -> None:
     np.testing.assert_allclose(found, module(noise(3)), atol=1e-5)
 
 
-def test_the_reference_is_what_jax_answers(vit: tuple[LinenViT, Any], vit_source: JaxSource) -> None:
+def test_the_reference_is_what_jax_answers(vit: tuple[LinenViT, Any], fixed_vit: Exported) -> None:
     feeds = {"images": noise(2).transpose(0, 3, 1, 2)}
-    answered = vit_source.export(FIXED).reference(feeds)["logits"]
+    answered = fixed_vit.reference(feeds)["logits"]
     np.testing.assert_allclose(answered, vit[0].apply(vit[1], noise(2), train=False), atol=1e-6)
 
 
