@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitesse.backends import TARGETS
 from vitesse.cli.models import add_model, given_about_model
 from vitesse.cli.values import milliseconds, names, present, seconds
 
@@ -21,9 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, required=True, metavar="FOLDER", help="COCO, class folders or images"
     )
     parser.add_argument("--calib-data", type=Path, metavar="FOLDER", help="other images to calibrate INT8 on")
-    parser.add_argument(
-        "--target", help="cpu (default), onnxruntime, openvino, cuda, tensorrt or tensorrt-rtx"
-    )
+    parser.add_argument("--target", help=f"of {', '.join(TARGETS)} (default: cpu)")
     parser.add_argument(
         "--out", type=Path, default=Path("run"), metavar="FOLDER", help="the run folder (default: run)"
     )
