@@ -41,3 +41,16 @@ def test_an_image_that_is_not_there_or_a_folder_says_what_to_name(tmp_path: Path
         with pytest.raises(DataError, match="next step") as caught:
             decode_image(path)
         assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [("--seconds", "0", "more than 0"), ("--limit", "-1", "1 or more images")],
+)
+def test_a_number_that_measures_nothing_is_refused_before_anything_runs(
+    option: str, value: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    said = _said(capsys, "optimize", VIT, "--data", FOLDER / "vit", "--out", out, option, value)
+    assert f"{option} {value}" in said and expected in said
+    assert not out.exists()

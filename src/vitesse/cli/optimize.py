@@ -71,7 +71,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="decide on FP16 by random images where there are none to calibrate on",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N validation images only")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="use N validation images only, taken evenly (default: all)"
+    )
     parser.add_argument(
         "--calib-images", type=int, metavar="N", help="images for calibration, up to 512 (default: 500)"
     )
