@@ -21,7 +21,8 @@ class Entry:
     """Where a runtime is wrapped, the package it needs, and how to install that.
 
     Args:
-        home: what a run for this runtime measures portable ONNX files and the original with.
+        home: what a run for this runtime measures portable ONNX files and the original with; "": ONNX Runtime, on a GPU
+            with its CUDA provider.
         archive: the module that finds the engine files it keeps itself, by `newest_engine(folder, onnx_sha256)`. Such a
             runtime builds for named shapes: its backend has `build_for`, and `module` the `BuildOptions` of that.
     """
@@ -30,7 +31,7 @@ class Entry:
     name: str
     package: str
     pip: str
-    home: str = "onnxruntime"
+    home: str = ""
     archive: str = ""
 
 
@@ -46,21 +47,18 @@ TABLE: Mapping[str, Entry] = {
         "OnnxRuntimeCudaBackend",
         "cuda.bindings",
         "pip install 'vitesse[cuda]' (and no other build of onnxruntime beside it)",
-        home="cuda",
     ),
     "tensorrt": Entry(
         "vitesse.backends.tensorrt.backend",
         "TensorRtBackend",
         "tensorrt",
         "pip install 'vitesse[gpu]' tensorrt",
-        home="cuda",
     ),
     "tensorrt-rtx": Entry(
         "vitesse.backends.tensorrt.backend",
         "TensorRtRtxBackend",
         "tensorrt_rtx",
         "pip install 'vitesse[tensorrt-rtx]'",
-        home="cuda",
     ),
     "torch-cuda": Entry(
         "vitesse.backends.torch_cuda.backend",
@@ -100,7 +98,8 @@ def home_of(target: str) -> str:
 
     It is one on the same device: what an engine gains is gained over the original on the same GPU.
     """
-    return TABLE[target].home if target in GPUS else "onnxruntime"
+    own = TABLE[target].home if target in TABLE else ""
+    return own or ("cuda" if target in GPUS else "onnxruntime")
 
 
 def own_engines(target: str) -> Callable[[Path, str], Artifact | None] | None:
