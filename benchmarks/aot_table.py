@@ -20,7 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ledgers import CASES, ROOT, environment_text, in_cell, with_section
+from cells import in_cell
+from ledgers import CASES, ROOT, environment_text, with_section
 
 from vitesse import stages
 from vitesse.artifact import Artifact, Store

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ledgers import ROOT, in_cell
+from cells import in_cell
+from ledgers import ROOT
 
 from vitesse.report.figures import METRICS, signed
 

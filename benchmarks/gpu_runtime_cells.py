@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cells import in_cell
 from gpu.apart import without_folders
-from ledgers import in_cell
 
 NOT_RUN = "not run"
 TITLES = {"vit_b16": "ViT-B/16, 224×224", "detr_r50": "DETR-R50, 800×1333"}

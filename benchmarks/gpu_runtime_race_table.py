@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 
+from cells import in_cell
 from gpu_runtime_cells import NOT_RUN, PRECISIONS, TITLES, Found, Refusals, origin
-from ledgers import in_cell
 
 # The candidates, as gpu_runtime.py labels them.
 PLAIN, NO_GRAPH, OURS, NUMPY = "plain", "ours, no graph", "ours", "ours, numpy to numpy"

@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cells import in_cell
+
 from vitesse.ledger import Ledger, Row, load_ledger
 from vitesse.pipeline import optimize
 from vitesse.recipe import DataOptions, Recipe, SearchOptions
@@ -220,11 +222,6 @@ def gain_text(row: Row) -> str:
     """The gain with its spread; empty where it was not measured."""
     spread = "" if row.gain_spread is None else f" ({row.gain_spread[0]:.2f}–{row.gain_spread[1]:.2f})"
     return "" if row.gain is None else f"{row.gain:.2f}×{spread}"
-
-
-def in_cell(text: str) -> str:
-    """Text that cannot end a cell of a table."""
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def environment_line(ledger: Ledger) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cells import in_cell
+
 from vitesse.benchmark.latency import latency_of, ratio_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -64,7 +66,7 @@ def peer_table(found: Mapping[str, Any]) -> str:
         lines.append(
             f"| {shown} | {p50[name]:.1f} | {gain.value:.2f} ({interval}) | {beside_ours.value:.2f} |"
         )
-    lines += [f"| {name} | failed | {cell(reason)} | |" for name, reason in found["failed"].items()]
+    lines += [f"| {name} | failed | {in_cell(reason)} | |" for name, reason in found["failed"].items()]
     return "\n".join(lines)
 
 
@@ -99,8 +101,3 @@ def operator_table(found: Mapping[str, Any]) -> str:
 def shown(ms: float | None) -> str:
     """A cell; a dash for an operator that is not there."""
     return "–" if ms is None else f"{ms:.1f}"
-
-
-def cell(text: str) -> str:
-    """Text that cannot break a table."""
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cells import in_cell
 from gpu_precision_table import gpu_table
-from ledgers import DATA, ROOT, UNPACKED, Case, environment_line, gain_text, in_cell, keep_run, random_vit
+from ledgers import DATA, ROOT, UNPACKED, Case, environment_line, gain_text, keep_run, random_vit
 from precision_targets import precision_of, target_table
 
 from vitesse.ledger import Ledger, Verdict, load_ledger

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..cells import in_cell
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/torch_cuda.md"
@@ -105,10 +107,6 @@ class Notes:
 
     def lines(self) -> list[str]:
         return [f"\n({number}) {words}" for words, number in self._numbers.items()]
-
-
-def in_cell(words: str) -> str:
-    return words.replace("|", "\\|").replace("\n", " ")
 
 
 def time_cell(group: Found, label: str, notes: Notes) -> str:

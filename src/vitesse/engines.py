@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vitesse.artifact import Artifact, Store
-from vitesse.backends import GPUS, backend
+from vitesse.backends import GPUS, backend, build_for, own_engines
 from vitesse.backends.protocol import Built
 from vitesse.backends.tensorrt.api import Api, load_api, version_of
 from vitesse.backends.tensorrt.fitness import current_device, fitness
@@ -40,6 +40,7 @@ from vitesse.selection import Selected, select, select_for
 
 ENGINES = "engines"
 BATCH = (1, 1, 8)  # smallest, usual and largest
+Newest = Callable[[Path, str], Artifact | None]
 _MODULES = {name: module for module, name in BACKENDS.items()}
 
 
@@ -150,8 +151,9 @@ def engine_for(run: Run, target: str, stage: str = "") -> Artifact:
         UsageError: another target.
         BackendError: there is none; says which engines there are, why they do not fit, and how to build one.
     """
-    if target == "torch-cuda":
-        return _torch_engine(run, stage)
+    newest = own_engines(target)
+    if newest is not None:
+        return _own_engine(run, target, stage, newest)
     if target not in _MODULES:
         raise UsageError(f"--target {target} has no engines", expected=f"one of: {', '.join(_MODULES)}")
     device, _ = current_device()
@@ -175,18 +177,16 @@ def engine_for(run: Run, target: str, stage: str = "") -> Artifact:
     )
 
 
-def _torch_engine(run: Run, stage: str) -> Artifact:
-    """The newest engine of `torch-cuda`, of one step if it is named; it loads on every GPU, and says what differs."""
-    from vitesse.backends.torch_cuda.archive import newest_engine
-
-    wanted = select(run, "torch-cuda", stage).artifact.sha256 if stage else ""
-    found = newest_engine(run.folder / ENGINES, wanted)
+def _own_engine(run: Run, target: str, stage: str, newest: Newest) -> Artifact:
+    """The newest engine that the runtime keeps, of one step if it is named; loaded elsewhere it says what differs."""
+    wanted = select(run, target, stage).artifact.sha256 if stage else ""
+    found = newest(run.folder / ENGINES, wanted)
     if found is not None:
         return found
     raise BackendError(
-        f"{run.folder} has no torch-cuda engine{f' of the step {stage}' if stage else ''}",
+        f"{run.folder} has no {target} engine{f' of the step {stage}' if stage else ''}",
         cause="none was built",
-        fix=f"vitesse build {run.folder} --target torch-cuda" + (f" --stage {stage}" if stage else ""),
+        fix=f"vitesse build {run.folder} --target {target}" + (f" --stage {stage}" if stage else ""),
     )
 
 
@@ -274,9 +274,9 @@ def _for_runtime(order: Order, graph: Graph) -> EngineRow:
     row, artifact = _begun(EngineRow(order.target, ""), graph)
     try:
         made = (
-            _made_for_torch(order, artifact)
-            if order.target == "torch-cuda"
-            else _made_as_it_likes(order, artifact)
+            _made_as_it_likes(order, artifact)
+            if own_engines(order.target) is None
+            else _made_for_shapes(order, artifact)
         )
     except VitesseError as error:
         return replace(row, refusal=str(error))
@@ -287,16 +287,13 @@ def _made_as_it_likes(order: Order, artifact: Artifact) -> Built:
     return backend(order.target).build(artifact, Store(order.folder))
 
 
-def _made_for_torch(order: Order, artifact: Artifact) -> Built:
+def _made_for_shapes(order: Order, artifact: Artifact) -> Built:
     """Plan the smallest, usual and largest shape of every profile, with kernels that are measured on this GPU."""
-    backend(order.target)  # says what is missing where torch is not installed
-    # Imported here because torch takes seconds to load and other targets do without it.
-    from vitesse.backends.torch_cuda import backend as torch_cuda
-    from vitesse.backends.torch_cuda.building import BuildOptions as PlanOptions
-
     profiles = parse_shapes(order.shapes) if order.shapes else ()
-    options = PlanOptions(profiles=profiles, batch=order.batch, command=order.command)
-    return torch_cuda.TorchCudaBackend().build_for(artifact, Store(order.folder), options)
+    store = Store(order.folder)
+    return build_for(
+        order.target, artifact, store, profiles=profiles, batch=order.batch, command=order.command
+    )
 
 
 def _plan(order: Order, api: Api, row: EngineRow, artifact: Artifact, progress: Progress) -> EngineRow:

@@ -70,7 +70,7 @@ def optimize(
             artifact from `open_model`.
         data: a folder of images: COCO, class folders or bare images.
         out: the run folder; a finished step in it is taken over, so that an interrupted run goes on.
-        target: `cpu`, or a runtime: `onnxruntime`, `openvino`, `cuda`, `tensorrt`, `tensorrt-rtx`.
+        target: `cpu`, or a runtime, see `backends.TARGETS`.
         max_drop: accuracy budget in points of AP or top-1 (0.5 = half a point).
         latency_budget_ms: the latency needed at batch 1; the run says whether it is met.
         recipe: these and all other options; the arguments above win.

@@ -269,6 +269,12 @@ class Recipe:
             raise UsageError(
                 f"--max-drop {self.max_drop} is negative", expected="points of AP or top-1, 0 or more"
             )
+        if self.measure.seconds <= 0:
+            raise UsageError(
+                f"--seconds {self.measure.seconds:g}", expected="more than 0, such as 1; usual is 4"
+            )
+        if self.data.limit < 0:
+            raise UsageError(f"--limit {self.data.limit}", expected="1 or more images; 0 takes all")
         if self.latency_budget_ms is not None and self.latency_budget_ms <= 0:
             raise UsageError(
                 f"--latency-budget {self.latency_budget_ms} ms", expected="more than 0, as in 16ms"

@@ -91,7 +91,11 @@ class RunFolder:
             StorageError: it cannot be written.
         """
         if self.folder.exists() and not self.folder.is_dir():
-            raise RunFolderError(f"{self.folder} is a file", expected="a folder, new or of the same run")
+            raise RunFolderError(
+                f"{self.folder} is a file",
+                expected="a folder, new or of the same run",
+                fix="choose another folder with --out",
+            )
         wanted = {
             "source_sha256": source_sha256,
             "data_sha256": data_sha256,

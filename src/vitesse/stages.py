@@ -28,8 +28,8 @@ from vitesse.recipe import Int8Options, SourceOptions
 from vitesse.sources.onnx_file import load_onnx
 from vitesse.sources.opening import is_onnx, open_source
 from vitesse.sources.signature import check_spec_against
-from vitesse.sources.source import ExportOptions, Given, Source
-from vitesse.sources.spec_file import find_spec, read_spec_file
+from vitesse.sources.source import ExportOptions, Source
+from vitesse.sources.spec_file import find_spec, given_from
 from vitesse.spec import ModelSpec
 from vitesse.storage import sha256_of
 
@@ -80,9 +80,8 @@ def open_exportable(
             fix="give --spec spec.toml to feed it otherwise",
         )
     options = options or SourceOptions()
-    given = Given(None if spec is None else read_spec_file(Path(spec)), options.settings)
     weights = None if options.weights is None else Path(options.weights)
-    return open_source(model, given, weights=weights, progress=progress)
+    return open_source(model, given_from(spec, options.settings), weights=weights, progress=progress)
 
 
 def export_options(options: SourceOptions) -> ExportOptions:

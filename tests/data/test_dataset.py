@@ -141,7 +141,7 @@ def test_nothing_to_open_is_said_in_plain_words(tmp_path):
         (tmp_path / "absent", "no folder at"),
         (tmp_path / "a.png", "is a file"),
         (tmp_path / "empty", "it is empty"),
-        (tmp_path / "text", "1 files: .csv"),
+        (tmp_path / "text", "1 file: .csv"),
     ):
         with pytest.raises(DataError) as caught:
             open_dataset(path)

@@ -208,3 +208,10 @@ def test_a_drop_of_exactly_the_budget_is_inside_whatever_floats_make_of_it() -> 
     assert drop > 0.5
     assert Limits(max_drop=0.5).allow(drop)
     assert not Limits(max_drop=0.5).allow(0.5001)
+
+
+def test_an_original_that_gets_nothing_right_is_no_starting_point() -> None:
+    verdict, reason = _judged(StepKind.SOURCE, value=0.0, drop=None, parity=None, speed=None)
+    assert verdict is Verdict.UNKNOWN
+    assert reason.startswith("AP 0.0000 on 300 images: the original gets nothing right on them")
+    assert "--spec" in reason

@@ -6,22 +6,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitesse.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
+    from vitesse.artifact import Artifact, Store
     from vitesse.backends.protocol import Availability, Backend, Built
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a runtime is wrapped, the package it needs, and how to install that."""
+    """Where a runtime is wrapped, the package it needs, and how to install that.
+
+    Args:
+        home: what a run for this runtime measures portable ONNX files and the original with; "": ONNX Runtime, on a GPU
+            with its CUDA provider.
+        archive: the module that finds the engine files it keeps itself, by `newest_engine(folder, onnx_sha256)`. Such a
+            runtime builds for named shapes: its backend has `build_for`, and `module` the `BuildOptions` of that.
+    """
 
     module: str
     name: str
     package: str
     pip: str
+    home: str = ""
+    archive: str = ""
 
 
 TABLE: Mapping[str, Entry] = {
@@ -54,6 +65,9 @@ TABLE: Mapping[str, Entry] = {
         "TorchCudaBackend",
         "torch",
         "pip install 'vitesse[torch-cuda]'",
+        # PyTorch itself, operator by operator, because the CUDA build of ONNX Runtime may not be installed.
+        home="torch-cuda",
+        archive="vitesse.backends.torch_cuda.archive",
     ),
 }
 
@@ -82,12 +96,36 @@ GPUS = ("cuda", "tensorrt", "tensorrt-rtx", "torch-cuda")
 def home_of(target: str) -> str:
     """Return the runtime that a run for `target` measures portable ONNX files and the original with.
 
-    On a GPU that is ONNX Runtime's CUDA provider: what an engine gains is gained over the original on the same GPU. For
-    `torch-cuda` it is PyTorch itself, operator by operator, because the other may not be installed.
+    It is one on the same device: what an engine gains is gained over the original on the same GPU.
     """
-    if target == "torch-cuda":
-        return target
-    return "cuda" if target in GPUS else "onnxruntime"
+    own = TABLE[target].home if target in TABLE else ""
+    return own or ("cuda" if target in GPUS else "onnxruntime")
+
+
+def own_engines(target: str) -> Callable[[Path, str], Artifact | None] | None:
+    """Return what finds the engine files that a runtime keeps itself; None where it keeps none.
+
+    It takes a folder and the sha256 of a graph, or "" for any, and returns the newest engine, or None.
+    """
+    archive = TABLE[target].archive if target in TABLE else ""
+    if not archive:
+        return None
+    found: Callable[[Path, str], Artifact | None] = import_module(archive).newest_engine
+    return found
+
+
+def build_for(target: str, artifact: Artifact, store: Store, **options: object) -> Built:
+    """Build with a runtime that keeps its own engine files, for the shapes that the options of its backend name.
+
+    Raises:
+        MissingExtra: its package is absent or does not load.
+        BackendError, UsageError: as its `build_for` does.
+    """
+    made: Any = backend(target)
+    built: Built = made.build_for(
+        artifact, store, import_module(TABLE[target].module).BuildOptions(**options)
+    )
+    return built
 
 
 def require(name: str) -> None:

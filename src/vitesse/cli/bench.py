@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitesse.backends import TARGETS
 from vitesse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default="cpu",
-        help="cpu, onnxruntime, openvino, cuda, tensorrt or tensorrt-rtx (default: cpu)",
+        help=f"of {', '.join(TARGETS)} (default: cpu)",
     )
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: 0)")
     parser.add_argument("--stage", default="", help="a step of the run instead of the chosen one")

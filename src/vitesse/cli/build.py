@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitesse.backends import GPUS
 from vitesse.cli.values import batch_range, bytes_of
 from vitesse.errors import UsageError
 
@@ -23,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("subject", type=Path, metavar="RUN", help="a run folder, or an .onnx file")
     parser.add_argument(
-        "--target", required=True, help="cuda, tensorrt, or tensorrt-rtx:sm86,… (one engine for each)"
+        "--target", required=True, help=f"of {', '.join(GPUS)}; tensorrt-rtx:sm86,… makes one engine for each"
     )
     parser.add_argument("--stage", default="", help="build this step of the run (see `vitesse report RUN`)")
     parser.add_argument(

@@ -94,12 +94,9 @@ def asked(options: argparse.Namespace) -> tuple[Job, DistilOptions]:
     """Turn the command line into a job and its options; raises UsageError for a value out of its range."""
     from vitesse.compress.distillation.job import Job
     from vitesse.compress.distillation.options import DistilOptions
-    from vitesse.sources.source import Given
-    from vitesse.sources.spec_file import read_spec_file
+    from vitesse.sources.spec_file import given_from
 
-    given = Given(
-        None if options.spec is None else read_spec_file(options.spec), dict(options.settings or ())
-    )
+    given = given_from(options.spec, options.settings)
     learning = DistilOptions(
         train_options(options, options.time),
         labels=not options.no_labels,

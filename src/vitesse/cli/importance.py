@@ -63,12 +63,10 @@ def run(options: argparse.Namespace) -> int:
     from vitesse.compress.importance.command import find_importance, write_files
     from vitesse.compress.importance.table import print_importance
     from vitesse.report.progress import progress_bar
-    from vitesse.sources.source import Given
-    from vitesse.sources.spec_file import read_spec_file
+    from vitesse.sources.spec_file import given_from
     from vitesse.sources.trainable import open_trainable
 
-    spec = None if options.spec is None else read_spec_file(options.spec)
-    trainable = open_trainable(options.model, Given(spec, dict(options.settings)))
+    trainable = open_trainable(options.model, given_from(options.spec, options.settings))
     with progress_bar() as progress:
         found = find_importance(
             trainable,

@@ -14,8 +14,8 @@ def add_learning(parser: argparse.ArgumentParser) -> None:
         "--augment",
         choices=AUGMENTATIONS,
         default="usual",
-        help="training images are moved, zoomed, mirrored and lit (usual); in-place moves and zooms nothing: for a "
-        "model that was trained on pictures of one size and place",
+        help="training images are moved, zoomed, mirrored and lit (usual, the default); in-place moves and zooms "
+        "nothing: for a model that was trained on pictures of one size and place",
     )
     parser.add_argument("--batch", type=int, metavar="N", help="images a training step (default: 128)")
     parser.add_argument("--rate", type=float, metavar="R", help="learning rate (default: 0.0003)")

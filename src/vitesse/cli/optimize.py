@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitesse.backends import TARGETS
 from vitesse.cli.models import add_model, given_about_model
 from vitesse.cli.values import milliseconds, names, present, seconds
 
@@ -21,9 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, required=True, metavar="FOLDER", help="COCO, class folders or images"
     )
     parser.add_argument("--calib-data", type=Path, metavar="FOLDER", help="other images to calibrate INT8 on")
-    parser.add_argument(
-        "--target", help="cpu (default), onnxruntime, openvino, cuda, tensorrt or tensorrt-rtx"
-    )
+    parser.add_argument("--target", help=f"of {', '.join(TARGETS)} (default: cpu)")
     parser.add_argument(
         "--out", type=Path, default=Path("run"), metavar="FOLDER", help="the run folder (default: run)"
     )
@@ -72,7 +71,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="decide on FP16 by random images where there are none to calibrate on",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N validation images only")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="use N validation images only, taken evenly (default: all)"
+    )
     parser.add_argument(
         "--calib-images", type=int, metavar="N", help="images for calibration, up to 512 (default: 500)"
     )

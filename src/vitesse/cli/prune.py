@@ -93,10 +93,8 @@ def run(options: argparse.Namespace) -> int:
 def asked(options: argparse.Namespace) -> Job:
     """Turn the command line into a job; raises UsageError for a value out of its range."""
     from vitesse.compress.pruning.job import Job
-    from vitesse.sources.source import Given
-    from vitesse.sources.spec_file import read_spec_file
+    from vitesse.sources.spec_file import given_from
 
-    spec = None if options.spec is None else read_spec_file(options.spec)
     given: dict[str, object] = present(
         importance=options.importance,
         method=options.method,
@@ -109,7 +107,7 @@ def asked(options: argparse.Namespace) -> Job:
         options.flops,
         options.data,
         options.val,
-        Given(spec, dict(options.settings or ())),
+        given_from(options.spec, options.settings),
         labels=not options.no_labels,
         learning=_learning(options),
         **given,  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitesse.cli.values import bytes_of
-from vitesse.serve.limits import Limits
+from vitesse.serve.limits import MIB, Limits
 
 if TYPE_CHECKING:
     from vitesse.serve.auth import Access
@@ -95,7 +95,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     for option, name, parse, what in _LIMITS:
         default = getattr(defaults, name)
         bounds.add_argument(
-            option, dest=f"limit_{name}", type=parse, metavar="N", help=f"{what} (default: {default:g})"
+            option,
+            dest=f"limit_{name}",
+            type=parse,
+            metavar="N",
+            help=f"{what} (default: {_shown(default, parse)})",
         )
     parser.set_defaults(run=run)
 
@@ -136,6 +140,13 @@ def run(options: argparse.Namespace) -> int:
         log.info("serving %s at %s", served.service.signature.name, address)
         print(f"{served.service.signature.name}: {address}/", flush=True)
         return serve(served, taken, limits)
+
+
+def _shown(default: float, parse: Any) -> str:
+    """A default as it could be typed: 32MiB, 50000000, 0.5."""
+    if parse is bytes_of and default % MIB == 0:
+        return f"{default // MIB}MiB"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _on_ray(options: argparse.Namespace, wanted: ServeOptions) -> int:

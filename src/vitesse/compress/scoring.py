@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from vitesse.data.images import Pixels
 from vitesse.data.results import Result
 from vitesse.data.split import Sample, Split
+from vitesse.errors import DataError
+from vitesse.sources.detr import DETRConfig
 from vitesse.sources.trainable import Trainable
 from vitesse.spec import ModelSpec, Task
 from vitesse.verify.accuracy import Evaluation, Predict, evaluate
@@ -98,6 +100,29 @@ def points(score: Scorer, trainable: Trainable, device: torch.device) -> float:
         return score(trainable.module.to(device))
     finally:
         trainable.module.cpu()
+
+
+def check_knows(score: float, network: Trainable, title: str) -> None:
+    """Refuse a network that does no better than guessing; `score` in points, measured on images with labels.
+
+    Raises:
+        DataError: it knows nothing that could be kept or learnt; `title` says which network.
+    """
+    chance = 100 / classes(network) if network.kind == "vit" else 0.0
+    if score <= 1.2 * chance:
+        raise DataError(
+            f"{title} scores {score:.1f} points on the validation images, and guessing {chance:.1f}",
+            expected="a network that knows the task",
+            cause="classes in another order than the data's, other preprocessing, or weights that were never trained; "
+            "without --spec a checkpoint is fed as in the original's evaluation",
+            fix="give --spec spec.toml, see docs/spec.md; `vitesse optimize MODEL --data FOLDER` measures it alone",
+        )
+
+
+def classes(network: Trainable) -> int:
+    """Return how many classes it tells apart, without no-object."""
+    config = network.config
+    return config.logits - 1 if isinstance(config, DETRConfig) else config.classes
 
 
 def network_outputs(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -34,7 +34,7 @@ from vitesse.recipe import EIGHT_BITS, CompressOptions, Recipe, SourceOptions
 from vitesse.run import key_of
 from vitesse.sources.opening import is_onnx, is_saved, open_source
 from vitesse.sources.source import Given
-from vitesse.sources.spec_file import read_spec_file
+from vitesse.sources.spec_file import given_from
 from vitesse.sources.trainable import open_trainable, save_trainable
 from vitesse.training.data.reading import read_training
 from vitesse.training.loop import LOG, Trained
@@ -67,8 +67,7 @@ def check_compression(model: Model, recipe: Recipe) -> None:
             expected="one image size: a network is trained at one",
             fix="leave height and width out of --dynamic",
         )
-    spec = None if recipe.spec is None else read_spec_file(Path(recipe.spec))
-    trainable = open_trainable(model, Given(spec, recipe.source.settings))
+    trainable = open_trainable(model, given_from(recipe.spec, recipe.source.settings))
     read_training(_images(options), trainable.spec, options.labels)
 
 

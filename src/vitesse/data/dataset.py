@@ -194,14 +194,21 @@ def _existing(folder: str | Path) -> Path:
             f"{path} is a file", expected="a folder of images", fix=f"name its folder: {path.parent}"
         )
     raise DataError(
-        f"no folder at {path}", expected="a folder of images", cause="a typing error, or a moved folder"
+        f"no folder at {path}",
+        expected="a folder of images",
+        cause="a typing error, or a moved folder",
+        fix="name a folder that is there; a relative path begins in the current folder",
     )
 
 
 def _no_images(folder: Path) -> DataError:
     files = [path for path in folder.rglob("*") if path.is_file()]
     suffixes = sorted({path.suffix or path.name for path in files})
-    found = f"{len(files)} files: {', '.join(suffixes[:6])}" if files else "it is empty"
+    found = (
+        f"{len(files)} {'file' if len(files) == 1 else 'files'}: {', '.join(suffixes[:6])}"
+        if files
+        else "it is empty"
+    )
     return DataError(
         f"no images in {folder} ({found})",
         expected="JPEG, PNG, WebP, BMP, TIFF or GIF files",

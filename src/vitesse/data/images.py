@@ -92,9 +92,16 @@ def _from_file(path: Path, max_pixels: int) -> Pixels:
             stream.seek(0)
             return _from_stream(stream, str(path), size, max_pixels)
     except FileNotFoundError as error:
-        raise DataError(f"no image at {path}", cause="a typing error, or the file was moved") from error
+        raise DataError(
+            f"no image at {path}",
+            expected="an image file",
+            cause="a typing error, or the file was moved",
+            fix="name a file that is there; a relative path begins in the current folder",
+        ) from error
     except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder", expected="an image file") from error
+        raise DataError(
+            f"{path} is a folder", expected="an image file", fix=f"name the files in it, such as {path}/*.jpg"
+        ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
 

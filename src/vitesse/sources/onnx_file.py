@@ -57,7 +57,10 @@ def _read(path: Path) -> bytes:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise ModelError(
-            f"no model at {path}", expected="an .onnx file", cause="a typing error in the path"
+            f"no model at {path}",
+            expected="an .onnx file",
+            cause="a typing error in the path",
+            fix="name a file that is there; a relative path begins in the current folder",
         ) from error
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}", expected="a readable .onnx file") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -19,6 +19,7 @@ from vitesse.sources.signature import (
     graph_outputs,
     graph_signature,
 )
+from vitesse.sources.source import Given
 from vitesse.spec import ROLES, Decode, ModelSpec, spec_from_mapping
 
 _GUESS_ORDER = (Decode.POSTPROCESSED, Decode.DETR_SOFTMAX, Decode.LOGITS)
@@ -84,6 +85,16 @@ def read_spec_file(path: Path) -> ModelSpec:
             fix="correct the line that the message names",
         ) from error
     return spec_from_mapping(raw)
+
+
+def given_from(
+    spec_file: str | Path | None, settings: Mapping[str, str] | Iterable[tuple[str, str]] | None
+) -> Given:
+    """Return what `--spec` and `--set` say about a model that is not ONNX; raises as `read_spec_file`.
+
+    Without a file the source's own spec holds: for a checkpoint that is the original's evaluation.
+    """
+    return Given(None if spec_file is None else read_spec_file(Path(spec_file)), dict(settings or ()))
 
 
 def _no_spec(model: onnx.ModelProto) -> SpecError:

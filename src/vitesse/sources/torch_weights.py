@@ -86,7 +86,10 @@ def _beginning(path: Path) -> bytes:
         raise ModelError(f"cannot read {path}: {error.strerror}", expected=_EXPECTED) from error
     if not beginning:
         raise ModelError(
-            f"{path} is empty", expected=_EXPECTED, cause="a download or a copy that stopped at once"
+            f"{path} is empty",
+            expected=_EXPECTED,
+            cause="a download or a copy that stopped at once",
+            fix="download or copy it again and compare the size",
         )
     refuse_other_files(path, beginning, expected=_EXPECTED, takes={ZIP, PICKLE})
     return beginning

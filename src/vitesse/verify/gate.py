@@ -1,6 +1,7 @@
 """Whether a step is kept: a verdict and its reason in plain words, from what was measured.
 
-Nothing here measures. What is missing, or not a number, leads to UNKNOWN; unknown is never a pass.
+Nothing here measures. What is missing, or not a number, leads to UNKNOWN; unknown is never a pass. So does an original
+that gets nothing right: a step could lose nothing against it.
 
     order of the questions          structural (fuse)             precision (int8), lever    build (other runtime)
     1 outputs NaN, Inf, constant    FAIL                          FAIL                       FAIL
@@ -151,9 +152,20 @@ def _accuracy(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
     known = step.value if step.kind is StepKind.SOURCE else step.drop
     if known is None or math.isnan(known):
         return Verdict.UNKNOWN, f"accuracy is unknown: {step.accuracy_reason or 'no reason given'}"
-    if step.kind is StepKind.SOURCE or limits.allow(known):
+    if step.kind is StepKind.SOURCE:
+        return None if known > 0 else (Verdict.UNKNOWN, _nothing_right(step))
+    if limits.allow(known):
         return None
     return Verdict.REJECTED, f"loses {_points(known)} of {_metric(step)} (budget {limits.max_drop:g})"
+
+
+def _nothing_right(step: Evidence) -> str:
+    return (
+        f"{_metric(step)} {step.value:.4f} on {step.images} images: the original gets nothing right on them, so that "
+        "no step could be seen to lose anything; likely the spec prepares images or orders classes otherwise than the "
+        "training did (a checkpoint without --spec is fed as the original's evaluation), or the labels are of another "
+        "task; see docs/spec.md"
+    )
 
 
 def _speed(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:

@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[torch]'")
 pytest.importorskip("safetensors", reason="needs safetensors: pip install 'vitesse[torch]'")
 from compress.distillation.networks import SIDE, detr, images, vit  # noqa: E402
-from vitesse.compress.distillation.student import check_pair, check_teacher, open_student  # noqa: E402
+from vitesse.compress.distillation.student import check_pair, open_student  # noqa: E402
+from vitesse.compress.scoring import check_knows  # noqa: E402
 from vitesse.errors import DataError, UsageError  # noqa: E402
 from vitesse.sources.trainable import Trainable, save_trainable  # noqa: E402
 
@@ -132,10 +133,10 @@ def test_a_student_that_answers_something_else_is_refused(student: Trainable, sa
     check_pair(detr(), detr(queries=2, hidden=8))
 
 
-def test_a_teacher_that_guesses_is_refused() -> None:
+def test_a_network_that_guesses_is_refused() -> None:
     with pytest.raises(DataError, match=r"scores 34\.0 points on the validation images, and guessing 33\.3"):
-        check_teacher(34.0, vit())
-    with pytest.raises(DataError, match=r"scores 0\.0 points"):
-        check_teacher(0.0, detr())
-    check_teacher(70.0, vit())
-    check_teacher(5.0, detr())
+        check_knows(34.0, vit(), "the teacher")
+    with pytest.raises(DataError, match=r"(?s)scores 0\.0 points .*give --spec"):
+        check_knows(0.0, detr(), "the teacher")
+    check_knows(70.0, vit(), "the teacher")
+    check_knows(5.0, detr(), "the teacher")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from vitesse.compress.distillation.distil import distil
 from vitesse.compress.distillation.options import DistilOptions
-from vitesse.compress.distillation.student import check_teacher, open_student
+from vitesse.compress.distillation.student import open_student
 from vitesse.compress.pruning.flops import flops, parameters
-from vitesse.compress.scoring import Scorer, points, scorer
+from vitesse.compress.scoring import Scorer, check_knows, points, scorer
 from vitesse.data.dataset import open_dataset
 from vitesse.progress import Progress
 from vitesse.sources.source import Given
@@ -87,7 +87,7 @@ def distil_to(out: Path, job: Job, options: DistilOptions, *, progress: Progress
 
     lines = [line("teacher", teacher)]
     if score is not None and lines[0].score is not None and score.split.labelled and job.taught:
-        check_teacher(lines[0].score, teacher)
+        check_knows(lines[0].score, teacher, "the teacher")
     lines.append(line("student before", student))
     trained, notes = distil_from(
         job.data, teacher if job.taught else None, student, options, out, score=score, progress=progress

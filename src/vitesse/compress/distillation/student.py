@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vitesse.errors import DataError, UsageError
+from vitesse.compress.scoring import classes
+from vitesse.errors import UsageError
 from vitesse.sources.detr import DETR, Block, DETRConfig
 from vitesse.sources.opening import is_saved
 from vitesse.sources.source import Given
@@ -114,7 +115,7 @@ def check_pair(teacher: Trainable, student: Trainable) -> None:
             f"the teacher is {_KINDS[teacher.kind]}, the student {_KINDS[student.kind]}",
             expected="two networks of one kind",
         )
-    one, other = class_count(teacher), class_count(student)
+    one, other = classes(teacher), classes(student)
     if one != other:
         raise UsageError(
             f"the teacher has {one} classes, the student {other}",
@@ -141,28 +142,6 @@ def check_pair(teacher: Trainable, student: Trainable) -> None:
             expected="the same preprocessing: both see the same tensors",
             fix="give both one spec",
         )
-
-
-def check_teacher(score: float, teacher: Trainable) -> None:
-    """Refuse a teacher that does no better than guessing; `score` in points, measured on images with labels.
-
-    Raises:
-        DataError: it knows nothing that could be learnt.
-    """
-    chance = 100 / class_count(teacher) if teacher.kind == "vit" else 0.0
-    if score <= 1.2 * chance:
-        raise DataError(
-            f"the teacher scores {score:.1f} points on the validation images, and guessing {chance:.1f}",
-            expected="a teacher that knows the task",
-            cause="classes in another order than the data's, other preprocessing, or weights that were never trained",
-            fix="check the teacher first: vitesse optimize TEACHER --data FOLDER",
-        )
-
-
-def class_count(trainable: Trainable) -> int:
-    """Return how many classes it tells apart, without no-object."""
-    config = trainable.config
-    return config.logits - 1 if isinstance(config, DETRConfig) else config.classes
 
 
 def _sizes(text: str, sizes: str, known: tuple[str, ...]) -> Sizes:

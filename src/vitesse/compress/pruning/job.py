@@ -15,7 +15,7 @@ from vitesse.compress.importance.record import scores_for
 from vitesse.compress.importance.scores import Scores, scores
 from vitesse.compress.pruning.prune import Pruned, prune
 from vitesse.compress.pruning.statistics import remeasured
-from vitesse.compress.scoring import points, scorer
+from vitesse.compress.scoring import check_knows, points, scorer
 from vitesse.data.dataset import open_dataset
 from vitesse.errors import UsageError
 from vitesse.progress import Progress
@@ -91,17 +91,20 @@ def prune_to(out: Path, job: Job, *, progress: Progress | None = None) -> PruneR
         StorageError: the folder cannot be written.
     """
     original = open_trainable(job.model, job.given)
-    pruned = cut(job, original)
     score = (
         None
         if job.val is None
         else scorer(original, open_dataset(job.val, spec=original.spec, holdout=0).val)
     )
+    device = device_before(job.learning.train if job.learning else None)
     found: dict[str, float] = {}
     if score is not None:
-        device = device_before(job.learning.train if job.learning else None)
-        both = {"original": original, "pruned": pruned.trainable}
-        found = {name: points(score, one, device) for name, one in both.items()}
+        found["original"] = points(score, original, device)
+        if score.split.labelled:
+            check_knows(found["original"], original, "the original")
+    pruned = cut(job, original)
+    if score is not None:
+        found["pruned"] = points(score, pruned.trainable, device)
     trained: Trained | None = None
     notes: tuple[str, ...] = ()
     if job.learning is not None:
