@@ -143,6 +143,19 @@ def test_a_newer_run_replaces_a_group_as_a_whole(tables: ModuleType, tmp_path: P
     assert len(found.origins) == 2
 
 
+def test_a_newer_run_without_the_target_replaces_no_group_that_has_it(
+    tables: ModuleType, tmp_path: Path
+) -> None:
+    old = raced(vit_b16__32=group({"torch-cuda fp16": candidate(2.0)}))
+    new = raced(
+        vit_b16__32=group({"torch eager": candidate(1.0)}), vit_b16__1=group({"torch eager": candidate(4.0)})
+    )
+    old["environment"]["date"] = "2026-11-21T00:00:00+00:00"
+    found = results(tables, tmp_path, old, new)
+    assert line_of(tables.target_table(found), *B16, "FP16")[1] == "2.000"
+    assert found.groups["vit_b16:1"]["candidates"]["torch eager"]["ms"] == 4.0
+
+
 def test_a_precision_that_a_run_left_out_is_not_run(tables: ModuleType, tmp_path: Path) -> None:
     found = results(tables, tmp_path, raced(vit_b16__32=group({"torch-cuda fp16": candidate(2.0)})))
     assert line_of(tables.target_table(found), *B16, "FP8")[1] == "not run"

@@ -58,7 +58,8 @@ Key = tuple[str, int, str]
 class Results:
     """What lies in results/: groups of races by `MODEL:BATCH`, profiles by row, accuracy; the newest run of each.
 
-    Candidates of different runs are never mixed: a group is taken as a whole.
+    Candidates of different runs are never mixed: a group is taken as a whole, the newest in which the target itself was
+    measured.
     """
 
     groups: dict[str, Found] = field(default_factory=dict)
@@ -78,11 +79,19 @@ def read(folder: Path = RESULTS) -> Results:
     known = [(path, record) for path, record in records if "kind" in record]
     found = Results()
     for path, record in sorted(known, key=lambda one: one[1]["environment"]["date"]):
-        found.groups |= record.get("groups", {})
+        groups = record.get("groups", {})
+        found.groups |= {name: one for name, one in groups.items() if name not in found.groups or raced(one)}
         found.profiles |= record.get("rows", {})
         found.accuracy = record.get("accuracy", found.accuracy)
         found.origins.append(origin(path.name, record))
     return found
+
+
+def raced(group: Found) -> bool:
+    """Whether a group has a figure of the target itself."""
+    candidates = group.get("candidates", {})
+    labels = (f"{TARGET} {precision}" for precision in group.get("precisions", ()))
+    return any("ms" in candidates.get(label, {}) for label in labels)
 
 
 def origin(name: str, record: Found) -> str:
