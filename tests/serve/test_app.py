@@ -99,6 +99,7 @@ def test_a_route_of_another_task_is_not_there(live: Live) -> None:
     [
         ("GET", "/nowhere", 404, "GET /openapi.json describes what there is"),
         ("GET", "/v2/", 404, "nothing at this address"),
+        ("POST", "/v1/detect", 404, "for another task, POST /v1/classify: there is nothing at this address"),
         ("DELETE", "/v2", 405, "does not take DELETE; it takes GET, HEAD"),
         ("GET", "/v2/models/other", 404, f"this server has '{NAME}'"),
         ("GET", f"/v2/models/{NAME}/versions/7", 404, "this server has '1'"),

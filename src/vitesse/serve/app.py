@@ -15,7 +15,7 @@ from vitesse.serve.endpoint import Endpoint
 from vitesse.serve.http_limits import BodyLimits, header_of, refusal_answer
 from vitesse.serve.logs import NAME, log_request, request_id
 from vitesse.serve.refusals import Refusal
-from vitesse.serve.routes import direct, starlette_routes
+from vitesse.serve.routes import BY_TASK, direct, starlette_routes
 from vitesse.serve.service import Service
 
 _LOG = logging.getLogger(NAME)
@@ -73,7 +73,7 @@ async def _defect(request: Request, error: Exception) -> Response:
 async def _by_starlette(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        text = "there is nothing at this address; GET /openapi.json describes what there is"
+        text = f"{_other_task(request)}there is nothing at this address; GET /openapi.json describes what there is"
         refusal = Refusal(404, "not_found", text)
     elif error.status_code == 405:
         allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
@@ -83,6 +83,15 @@ async def _by_starlette(request: Request, error: Exception) -> Response:
         text = f"{HTTPStatus(error.status_code).phrase}: {error.detail}"
         refusal = Refusal(error.status_code, "bad_request", text)
     return await _refused(request, refusal)
+
+
+def _other_task(request: Request) -> str:
+    """For the address of another task's models: where this one answers; else ""."""
+    path = request.url.path
+    if path not in {endpoint.path for endpoint in BY_TASK.values()}:
+        return ""
+    own = ", ".join(endpoint.path for endpoint in BY_TASK.values() if endpoint.path != path)
+    return f"the model of this server is for another task, POST {own}: "
 
 
 class Observed:
