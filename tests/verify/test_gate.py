@@ -210,8 +210,20 @@ def test_a_drop_of_exactly_the_budget_is_inside_whatever_floats_make_of_it() -> 
     assert not Limits(max_drop=0.5).allow(0.5001)
 
 
-def test_an_original_that_gets_nothing_right_is_no_starting_point() -> None:
-    verdict, reason = _judged(StepKind.SOURCE, value=0.0, drop=None, parity=None, speed=None)
-    assert verdict is Verdict.UNKNOWN
-    assert reason.startswith("AP 0.0000 on 300 images: the original gets nothing right on them")
-    assert "--spec" in reason
+@pytest.mark.parametrize(
+    ("value", "budget", "known"),
+    [
+        *((0.0, 0.5, False), (0.0001, 0.5, False), (0.005, 0.5, False), (0.006, 0.5, True)),
+        *((0.0, 0.0, False), (0.0001, 0.0, True), (0.01, 100.0, False), (0.02, 100.0, True)),
+    ],
+)
+def test_an_original_of_which_nothing_can_be_lost_is_no_starting_point(
+    value: float, budget: float, known: bool
+) -> None:
+    step = _step(StepKind.SOURCE, value=value, drop=None, parity=None, speed=None)
+    verdict, reason = judge(step, Limits(max_drop=budget))
+    assert verdict is (Verdict.PASS if known else Verdict.UNKNOWN)
+    if not known:
+        said = f"AP {value:.4f} on 300 images: the original gets next to nothing right on them"
+        assert reason.startswith(said) and f"budget of {budget:g} points" in reason
+        assert "--spec" in reason

@@ -22,6 +22,7 @@ from vitesse.sources.detr import DETRConfig
 from vitesse.sources.trainable import Trainable
 from vitesse.spec import ModelSpec, Task
 from vitesse.verify.accuracy import Evaluation, Predict, evaluate
+from vitesse.verify.gate import MOST_OF_NOTHING
 
 # Decoded images are kept between two scores up to this many bytes together; the rest is decoded again each time.
 HELD_BYTES = 1 << 30
@@ -109,7 +110,7 @@ def check_knows(score: float, network: Trainable, title: str) -> None:
         DataError: it knows nothing that could be kept or learnt; `title` says which network.
     """
     chance = 100 / classes(network) if network.kind == "vit" else 0.0
-    if score <= 1.2 * chance:
+    if score <= max(1.2 * chance, MOST_OF_NOTHING):
         raise DataError(
             f"{title} scores {score:.1f} points on the validation images, and guessing {chance:.1f}",
             expected="a network that knows the task",

@@ -1,7 +1,7 @@
 """Whether a step is kept: a verdict and its reason in plain words, from what was measured.
 
 Nothing here measures. What is missing, or not a number, leads to UNKNOWN; unknown is never a pass. So does an original
-that gets nothing right: a step could lose nothing against it.
+that gets next to nothing right: a step that lost all of it would be inside the budget.
 
     order of the questions          structural (fuse)             precision (int8), lever    build (other runtime)
     1 outputs NaN, Inf, constant    FAIL                          FAIL                       FAIL
@@ -21,6 +21,8 @@ from enum import StrEnum
 from vitesse.ledger import Parity, Verdict
 from vitesse.verify.health import Finding
 
+# Points that an original gets right by accident, however large the budget is.
+MOST_OF_NOTHING = 1.0
 METRIC_NAMES = {"coco_ap": "AP", "top1": "top-1", "agreement": "agreement with the original"}
 
 
@@ -153,18 +155,19 @@ def _accuracy(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
     if known is None or math.isnan(known):
         return Verdict.UNKNOWN, f"accuracy is unknown: {step.accuracy_reason or 'no reason given'}"
     if step.kind is StepKind.SOURCE:
-        return None if known > 0 else (Verdict.UNKNOWN, _nothing_right(step))
+        can_be_lost = 100 * known > min(limits.max_drop, MOST_OF_NOTHING)
+        return None if can_be_lost else (Verdict.UNKNOWN, _nothing_right(step, limits))
     if limits.allow(known):
         return None
     return Verdict.REJECTED, f"loses {_points(known)} of {_metric(step)} (budget {limits.max_drop:g})"
 
 
-def _nothing_right(step: Evidence) -> str:
+def _nothing_right(step: Evidence, limits: Limits) -> str:
     return (
-        f"{_metric(step)} {step.value:.4f} on {step.images} images: the original gets nothing right on them, so that "
-        "no step could be seen to lose anything; likely the spec prepares images or orders classes otherwise than the "
-        "training did (a checkpoint without --spec is fed as the original's evaluation), or the labels are of another "
-        "task; see docs/spec.md"
+        f"{_metric(step)} {step.value:.4f} on {step.images} images: the original gets next to nothing right on them, "
+        f"so that a step which lost all of it would be inside the budget of {limits.max_drop:g} points; likely the "
+        "spec prepares images or orders classes otherwise than the training did (a checkpoint without --spec is fed as "
+        "the original's evaluation), or the labels are of another task; see docs/spec.md"
     )
 
 
