@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from vitesse.backends.torch_cuda.comparing import disagreement  # noqa: E402
 from vitesse.backends.torch_cuda.kernels import conv as module  # noqa: E402
 from vitesse.backends.torch_cuda.kernels.conv import KERNEL  # noqa: E402
 from vitesse.backends.torch_cuda.kernels.conv_configs import BOXES, ROWS, STEM, TAPS, ConvConfig  # noqa: E402
+from vitesse.backends.torch_cuda.kernels.geometry import Geometry  # noqa: E402
 
 SHAPES = {
     "odd sizes": Shape(2, 16, 9, 11, 40),
@@ -172,17 +174,24 @@ def test_an_input_in_planes_is_converted(device: Any) -> None:
 def test_a_program_that_is_told_something_wrong_is_noticed(
     program: str, broken: str, device: Any, monkeypatch: Any
 ) -> None:
-    right = module._constants
+    right, packed = module._constants, module.packed_image
 
     def wrong(*given: Any) -> dict[str, Any]:
         found = right(*given)
         found[broken] = not found[broken] if broken == "RESIDUAL_FIRST" else found[broken] + 1
         return found
 
+    def moved(x: Any, found: Geometry, dtype: Any) -> Any:
+        """What is packed lies where it is packed to: its program has no LEFT of its own."""
+        top, left, *others = found.pads
+        return packed(x, replace(found, pads=(top, left + 1, *others)), dtype)
+
     given = case(small(program, 6, 7, 16), device, residual=True, activation="relu")
     tactic = Tactic(KERNEL.name, SMALL[program].document())
     assert error(run(given, tactic), given.expected) < 1e-3
     monkeypatch.setattr(module, "_constants", wrong)
+    if broken == "LEFT":
+        monkeypatch.setattr(module, "packed_image", moved)
     assert error(run(given, tactic), given.expected) > 0.05
 
 
