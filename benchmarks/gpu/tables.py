@@ -89,9 +89,13 @@ def read(folder: Path = RESULTS) -> Results:
 
 def raced(group: Found) -> bool:
     """Whether a group has a figure of the target itself."""
-    candidates = group.get("candidates", {})
-    labels = (f"{TARGET} {precision}" for precision in group.get("precisions", ()))
-    return any("ms" in candidates.get(label, {}) for label in labels)
+    return any(own_ms(group, precision) is not None for precision in group.get("precisions", ()))
+
+
+def own_ms(group: Found, precision: str) -> float | None:
+    """Milliseconds of the target itself; None where it was not measured."""
+    found: float | None = group.get("candidates", {}).get(f"{TARGET} {precision}", {}).get("ms")
+    return found
 
 
 def origin(name: str, record: Found) -> str:
@@ -146,7 +150,7 @@ def target_table(found: Results) -> str:
     for key, target in TARGETS.items():
         name, batch, precision = key
         group = found.of(key)
-        ms = group.get("candidates", {}).get(f"{TARGET} {precision}", {}).get("ms")
+        ms = own_ms(group, precision)
         peer = fastest_peer(group)
         lines.append(
             line(

@@ -12,7 +12,7 @@ from typing import Any
 
 from vitesse.backends.torch_cuda.kernels.geometry import Geometry, power_of_two
 from vitesse.backends.torch_cuda.kernels.linear_configs import REGISTERS, SHARED_BYTES
-from vitesse.backends.torch_cuda.kernels.stem_rows import ROWS_FILTERS, Rows, refusal
+from vitesse.backends.torch_cuda.kernels.stem_rows import ROWS_FILTERS, deepest, refusal, step_depth
 
 TAPS, BOXES, STEM, ROWS = "taps", "boxes", "stem", "rows"
 
@@ -129,14 +129,11 @@ def stem_choices(found: Geometry) -> list[ConvConfig]:
     plain = [ConvConfig(STEM, block_m, block_n, STEM_DEPTH, warps, 2) for block_m, warps in fitting]
     if refusal(found):
         return plain
-    rows = Rows.of(found)
-    # As deep as this, the product is one step: there is nothing to load ahead.
-    deepest = rows.depth * power_of_two(found.kernel[0])
     packed = []
     for block_m, wanted, warps, stages in ROWS_TILES:
-        depth = max(rows.depth, min(wanted, deepest))
+        depth = step_depth(found, wanted)
         if block_m <= widest:
-            ahead = stages if depth < deepest else 1
+            ahead = stages if depth < deepest(found) else 1
             packed.append(ConvConfig(ROWS, block_m, ROWS_FILTERS, depth, warps, ahead))
     return [*dict.fromkeys(packed), *plain]
 

@@ -23,7 +23,14 @@ from vitesse.backends.torch_cuda.kernels.geometry import (
 from vitesse.backends.torch_cuda.kernels.linear import MOST_ELEMENTS
 from vitesse.backends.torch_cuda.kernels.stem_image import packed_image
 from vitesse.backends.torch_cuda.kernels.stem_pool_program import stem_pool
-from vitesse.backends.torch_cuda.kernels.stem_rows import PIXEL, ROWS_FILTERS, Rows, packed_filters, refusal
+from vitesse.backends.torch_cuda.kernels.stem_rows import (
+    PIXEL,
+    ROWS_FILTERS,
+    Rows,
+    packed_filters,
+    refusal,
+    step_depth,
+)
 
 # The only window that the program knows: what a ResNet has.
 WINDOW, STRIDES, PADS = (3, 3), (2, 2), (1, 1)
@@ -78,20 +85,18 @@ class TritonStemPool:
     def tactics(self, tensors: Tensors, attributes: Attributes, device: DeviceFacts) -> list[Tactic]:
         """Return every tile that is no wider than the image, with strips that leave all multiprocessors busy."""
         found = Geometry.of(tensors, attributes)
-        widest = max(64, power_of_two(found.out_width + 1))
-        deepest = Rows.of(found).depth * power_of_two(found.kernel[0])
+        pooled, widest = _pooled(found, attributes), max(64, power_of_two(found.out_width + 1))
         made: list[PoolConfig] = []
         for number, (block_m, wanted, warps, stages) in enumerate(
             tile for tile in TILES if tile[0] <= widest
         ):
-            depth = max(Rows.of(found).depth, min(wanted, deepest))
-            own = _pooled(found, attributes)
-            enough = [
-                rows for rows in STRIPS if _programs(found, own, block_m, rows) >= PROGRAMS * device.sms
+            depth = step_depth(found, wanted)
+            busy = [
+                rows for rows in STRIPS if _programs(found, pooled, block_m, rows) >= PROGRAMS * device.sms
             ]
-            rows = enough[0] if enough else STRIPS[-1]
-            halved = [rows // 2] if number < MOST_HALVED and rows > 1 else []
-            made += [PoolConfig(block_m, depth, warps, stages, each) for each in (rows, *halved)]
+            rows = busy[0] if busy else STRIPS[-1]
+            strips = (rows, rows // 2) if number < MOST_HALVED else (rows,)
+            made += [PoolConfig(block_m, depth, warps, stages, each) for each in strips]
         return [Tactic(self.name, asdict(config)) for config in dict.fromkeys(made)]
 
     def prepare(self, tensors: Tensors, attributes: Attributes, tactic: Tactic) -> Run:
@@ -142,7 +147,7 @@ def _pooled(found: Geometry, attributes: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _programs(found: Geometry, pooled: tuple[int, int], block_m: int, rows: int) -> int:
-    """Return how many programs there are for 64 filters: a tile's first and last pixel are of one window each."""
+    """Return how many programs there are for ROWS_FILTERS filters; see stem_pool for what each pools."""
     height, width = pooled
     return found.batch * math.ceil(height / rows) * math.ceil(width / (block_m // 2 - 1))
 

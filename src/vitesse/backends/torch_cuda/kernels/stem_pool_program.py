@@ -99,9 +99,8 @@ def stem_pool(
                     best = tl.maximum(left, middle, propagate_nan=tl.PropagateNan.ALL)
                     best = tl.maximum(best, right, propagate_nan=tl.PropagateNan.ALL)
                     pooled_row = top + row // 2 - 1
-                    at = ((batch * out_height + pooled_row) * out_width + first + pooled)[None, :] * N + n[
-                        :, None
-                    ]
+                    pixel = (batch * out_height + pooled_row) * out_width + first + pooled
+                    at = pixel[None, :] * N + n[:, None]
                     mask = (kept & (pooled_row < out_height))[None, :] & (n < N)[:, None]
                     tl.store(out + at, best, mask=mask)
                 largest = made

@@ -47,6 +47,16 @@ class Rows:
         return self.window * PIXEL
 
 
+def deepest(found: Geometry) -> int:
+    """Return how deep a product over all taps is: as deep as this, it is one step, with nothing to load ahead."""
+    return Rows.of(found).depth * power_of_two(found.kernel[0])
+
+
+def step_depth(found: Geometry, wanted: int) -> int:
+    """Return how deep one step of the product goes: as wanted, but a whole row of taps at least, and all at most."""
+    return max(Rows.of(found).depth, min(wanted, deepest(found)))
+
+
 def refusal(found: Geometry) -> str:
     """Return "" or why a convolution cannot be computed from packed rows."""
     if found.channels > PIXEL:
