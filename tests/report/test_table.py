@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from report.sample import FUSE, SOURCE, sample_ledger
+from report.sample import FAIL, FUSE, SOURCE, sample_ledger
 from vitesse.ledger import Ledger, Verdict
 from vitesse.report.figures import row_texts
 from vitesse.report.summary import VERDICT_STYLES, conclude
@@ -54,6 +54,42 @@ def test_reasons_changes_and_missing_figures_stand_below_each_step():
         for what, reason in text.missing:
             assert f"{what} not measured: {reason}" in printed
     assert "   chosen: 1.62× as fast, loses 0.18 of 0.50 points of AP" in printed
+
+
+WRONG_SPEC = "AP 0.0015 on 20 images: the original gets next to nothing right on them; see docs/spec.md"
+NOTHING_FOUND = "the original finds nothing on 9 images"
+
+
+def _flat(printed: str) -> str:
+    return " ".join(printed.split())
+
+
+def test_why_the_original_is_no_starting_point_is_printed_once():
+    row = replace(SOURCE, verdict=Verdict.UNKNOWN, reason=WRONG_SPEC)
+    printed = _flat(_printed(Ledger("m.onnx", "cpu", (row,), chosen=0), 110))
+    assert printed.count(WRONG_SPEC) == 1
+    assert f"source was chosen with the verdict UNKNOWN: {WRONG_SPEC}." in printed
+    assert printed.count("UNKNOWN") == 2
+
+
+def test_why_a_run_stopped_is_printed_once():
+    printed = _flat(_printed(Ledger("m.onnx", "cpu", (SOURCE, FAIL)), 110))
+    assert printed.count(FAIL.reason) == 1
+    assert f"Nothing was chosen. fp16 broke the model: {FAIL.reason}." in printed
+    assert "changed 131 float16 initialisers" in printed
+
+
+def test_an_accuracy_that_is_unknown_gives_its_reason_once():
+    row = replace(
+        SOURCE,
+        verdict=Verdict.UNKNOWN,
+        reason=f"accuracy is unknown: {NOTHING_FOUND}",
+        accuracy=None,
+        unmeasured={"accuracy": NOTHING_FOUND},
+    )
+    printed = _flat(_printed(Ledger("m.onnx", "cpu", (row,), chosen=0), 110))
+    assert printed.count(NOTHING_FOUND) == 1
+    assert printed.endswith("Its accuracy was not measured.")
 
 
 def test_the_last_words_are_the_conclusion():

@@ -52,7 +52,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """The end of a run; every text is plain, unescaped, and a sentence of its own."""
+    """The end of a run; every text is plain, unescaped, and a sentence of its own.
+
+    `explained` is the row whose reason the words give in full, so that who shows both need not repeat it.
+    """
 
     ending: Ending
     title: str
@@ -63,6 +66,7 @@ class Conclusion:
     budget_words: str
     budget_met: bool | None
     deploy: str
+    explained: int | None
 
     def sentence(self) -> str:
         """Return the whole conclusion as one paragraph."""
@@ -77,9 +81,11 @@ class Conclusion:
 def conclude(ledger: Ledger) -> Conclusion:
     """Return what the run ended with."""
     ending = _ending(ledger)
+    explained = _explained(ledger, ending)
     if ledger.chosen is None:
+        stopped = _stopped(ledger, explained)
         return Conclusion(
-            ending, _title(ledger, ending, None), None, "", "", None, "", None, _stopped(ledger)
+            ending, _title(ledger, ending, None), None, "", "", None, "", None, stopped, explained
         )
     row = ledger.rows[ledger.chosen]
     speed = _speed(ledger, row)
@@ -95,6 +101,7 @@ def conclude(ledger: Ledger) -> Conclusion:
         budget,
         met,
         _deploy(ledger, row, ending),
+        explained,
     )
 
 
@@ -105,6 +112,12 @@ def _ending(ledger: Ledger) -> Ending:
     if ledger.rows[ledger.chosen].verdict is not Verdict.PASS:
         return Ending.UNVERIFIED
     return Ending.KEPT if ledger.chosen == 0 else Ending.FASTER
+
+
+def _explained(ledger: Ledger, ending: Ending) -> int | None:
+    if ending is Ending.BROKEN:
+        return next(index for index, row in enumerate(ledger.rows) if row.verdict is Verdict.FAIL)
+    return ledger.chosen if ending is Ending.UNVERIFIED else None
 
 
 def _title(ledger: Ledger, ending: Ending, speed: Speed | None) -> str:
@@ -126,10 +139,10 @@ def _title(ledger: Ledger, ending: Ending, speed: Speed | None) -> str:
     }[ending]
 
 
-def _stopped(ledger: Ledger) -> str:
-    failed = [row for row in ledger.rows if row.verdict is Verdict.FAIL]
-    if failed:
-        return f"Nothing was chosen. {failed[0].stage} broke the model: {_closed(failed[0].reason)}"
+def _stopped(ledger: Ledger, broken: int | None) -> str:
+    if broken is not None:
+        row = ledger.rows[broken]
+        return f"Nothing was chosen. {row.stage} broke the model: {_closed(row.reason)}"
     return "Nothing was chosen yet: repeat the command, it goes on from the finished steps."
 
 
@@ -180,7 +193,9 @@ def _speed_words(speed: Speed | None, row: Row) -> str:
 def _cost(ledger: Ledger, row: Row) -> tuple[str, bool | None]:
     accuracy = row.accuracy
     if accuracy is None:
-        return f"Its accuracy was not measured: {_closed(row.unmeasured.get('accuracy', NO_REASON))}", None
+        why = row.unmeasured.get("accuracy", NO_REASON)
+        # Without accuracy nothing passes: the reason of the verdict stands before this, and may be the same.
+        return f"Its accuracy was not measured{_closed('' if why in row.reason else f': {why}')}", None
     name = {"agreement": "agreement with the original"}.get(accuracy.metric, metric_name(ledger))
     drop = accuracy.drop
     figure = f"Its {name} is {accuracy.value:.4f} on {accuracy.images:,} images"

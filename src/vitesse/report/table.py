@@ -37,14 +37,13 @@ def print_ledger(ledger: Ledger, console: Console | None = None) -> None:
     are left out, least needed first, before a line would wrap.
     """
     console = console or Console()
-    rows = row_texts(ledger)
+    rows, conclusion = row_texts(ledger), conclude(ledger)
     layout = _layout(columns(ledger), rows, console.width)
     console.print(_header(layout), highlight=False)
-    for row in rows:
+    for index, row in enumerate(rows):
         console.print(_figures(row, layout), highlight=False)
-        for line in _words(row):
+        for line in _words(row, explained=index == conclusion.explained):
             console.print(Padding(line, (0, 0, 0, INDENT), expand=False), highlight=False)
-    conclusion = conclude(ledger)
     good = conclusion.ending in (Ending.FASTER, Ending.KEPT)
     console.print()
     console.print(Text(conclusion.title, style="bold green" if good else "bold red"), highlight=False)
@@ -97,11 +96,15 @@ def _figures(row: RowText, layout: _Layout) -> Text:
     return line
 
 
-def _words(row: RowText) -> list[Text]:
-    """Return the reason, what changed in short, and what was not measured with its reason."""
+def _words(row: RowText, *, explained: bool) -> list[Text]:
+    """Return the reason, what changed in short, and what was not measured with its reason, none of it twice.
+
+    `explained`: the conclusion below gives the reason.
+    """
     chosen = [Text("chosen: ", style="bold green")] if row.chosen else []
-    lines = [Text.assemble(*chosen, row.reason)]
+    lines = [] if explained else [Text.assemble(*chosen, row.reason)]
     if row.changed:
         lines.append(Text(f"changed {row.changes()}", style="dim"))
-    lines.extend(Text(f"{what} not measured: {reason}", style="dim") for what, reason in row.missing)
+    missing = [(what, reason) for what, reason in row.missing if reason not in row.reason]
+    lines.extend(Text(f"{what} not measured: {reason}", style="dim") for what, reason in missing)
     return lines
