@@ -1,6 +1,7 @@
 """A model that is not ONNX yet goes into a run: exported once, verified, its story told."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,15 +64,26 @@ def source(build: Counting) -> TorchSource:
     return TorchSource("a tiny model", "its identity", build)
 
 
-def test_a_source_is_exported_once_and_its_story_stands_in_the_ledger(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images alone: by their labels a network that was never trained is no starting point."""
+    folder = tmp_path_factory.mktemp("images")
+    for number, path in enumerate(sorted((IMAGES / "val").rglob("*.png"))[::25]):
+        shutil.copyfile(path, folder / f"{number:02}.png")
+    return folder
+
+
+def test_a_source_is_exported_once_and_its_story_stands_in_the_ledger(
+    tmp_path: Path, unlabelled: Path
+) -> None:
     build = Counting()
-    done = pipeline.optimize(source(build), data=IMAGES, out=tmp_path / "run", recipe=QUICK)
+    done = pipeline.optimize(source(build), data=unlabelled, out=tmp_path / "run", recipe=QUICK)
     assert done.ledger.source == "a tiny model"
     row = done.ledger.rows[0]
     assert row.verdict is Verdict.PASS
     assert row.notes[:3] == ("exported from: a tiny model", "opset: 18", "open axes: batch")
     assert row.notes[3].startswith("largest difference to the model itself: 1×28×28: ")
-    again = pipeline.optimize(source(build), data=IMAGES, out=tmp_path / "run", recipe=QUICK)
+    again = pipeline.optimize(source(build), data=unlabelled, out=tmp_path / "run", recipe=QUICK)
     assert build.built == 1
     assert again.ledger.rows[0].notes == row.notes
 
@@ -100,13 +112,21 @@ def test_a_graph_that_is_not_the_model_never_becomes_a_run(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_that_was_never_trained_is_no_starting_point_on_labelled_images(tmp_path: Path) -> None:
+    done = pipeline.optimize(source(Counting()), data=IMAGES, out=tmp_path / "run", recipe=QUICK)
+    (row,) = done.ledger.rows
+    assert row.accuracy is not None and row.accuracy.value <= 0.12
+    assert row.verdict is Verdict.UNKNOWN and not done.verified
+    assert "on 20 images: always answering the most frequent class gets 0.1000" in row.reason
+
+
 def test_lowering_that_was_asked_for_is_a_verified_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, unlabelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A network of a few microseconds is fast or slow by chance; what is lowered is what fusion made.
     monkeypatch.setattr(assess, "Limits", partial(Limits, slack=1.0))
     recipe = replace(QUICK, lower=("gelu",))
-    done = pipeline.optimize(source(Counting()), data=IMAGES, out=tmp_path / "run", recipe=recipe)
+    done = pipeline.optimize(source(Counting()), data=unlabelled, out=tmp_path / "run", recipe=recipe)
     stages = {row.stage: row for row in done.ledger.rows}
     assert list(stages)[:4] == ["source", "clean", "fuse", "lower:gelu"]
     assert stages["fuse"].changes["gelu"] == 1

@@ -27,6 +27,7 @@ from vitesse.recipe import Recipe
 from vitesse.run import RunFolder
 from vitesse.spec import ModelSpec
 from vitesse.verify.accuracy import Evaluation, against, evaluate
+from vitesse.verify.chance import chance_of
 from vitesse.verify.diverge import first_diverging
 from vitesse.verify.gate import Evidence, Limits, Speed, StepKind, judge, notes
 from vitesse.verify.health import HealthMeter
@@ -138,6 +139,7 @@ class Assessor:
             value=None if accuracy is None else accuracy.value,
             drop=None if accuracy is None else accuracy.drop,
             accuracy_reason=why,
+            chance=0.0 if accuracy is None else chance_of(accuracy.metric, self.dataset.val),
             parity=parity,
             findings=meter.findings(),
         )

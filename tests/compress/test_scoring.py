@@ -15,11 +15,11 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[t
 
 from torch import Tensor, nn  # noqa: E402
 
-from vitesse.compress.scoring import scorer  # noqa: E402
+from vitesse.compress.scoring import Scorer, check_knows, scorer  # noqa: E402
 from vitesse.data.dataset import open_dataset  # noqa: E402
 from vitesse.data.images import Pixels  # noqa: E402
 from vitesse.data.split import Sample, Split  # noqa: E402
-from vitesse.errors import NotVerified  # noqa: E402
+from vitesse.errors import DataError, NotVerified  # noqa: E402
 from vitesse.sources.source import Given  # noqa: E402
 from vitesse.sources.spec_file import read_spec_file  # noqa: E402
 from vitesse.sources.trainable import Trainable, open_trainable  # noqa: E402
@@ -108,6 +108,33 @@ def test_without_labels_it_is_the_agreement_with_the_network_as_it_was() -> None
     judge = scorer(trainable, bare)
     assert judge.metric == "agreement"
     assert (judge(trainable.module), judge(trainable.module)) == (100, 90)
+
+
+def test_a_network_that_guesses_is_refused() -> None:
+    split = classes()  # two images of each of ten classes
+    by_class = Scorer("top1", VIT_SPEC, split, 1, None)
+    for points in (0.0, 12.0):
+        with pytest.raises(DataError, match=rf"the teacher scores {points} points .*, and guessing 10\.0"):
+            check_knows(points, by_class, "the teacher")
+    check_knows(12.1, by_class, "the teacher")
+    by_boxes = Scorer("coco_ap", DETR_SPEC, split, 1, None)
+    with pytest.raises(DataError, match=r"(?s)scores 1\.0 points .*give --spec"):
+        check_knows(1.0, by_boxes, "the teacher")
+    check_knows(5.0, by_boxes, "the teacher")
+
+
+def test_labels_of_which_nearly_all_are_one_class_let_a_constant_answer_score() -> None:
+    split = classes()
+    one_class = replace(split, samples=tuple(replace(sample, label=0) for sample in split.samples[:19]))
+    skewed = Split((*one_class.samples, split.samples[-1]))
+    judge = Scorer("top1", VIT_SPEC, skewed, 1, None)
+    with pytest.raises(DataError, match=r"and guessing 95\.0"):
+        check_knows(95.0, judge, "the original")
+    check_knows(100.0, judge, "the original")
+
+
+def test_without_labels_nothing_is_guessed() -> None:
+    check_knows(0.0, Scorer("agreement", VIT_SPEC, classes(), 1, ()), "the original")
 
 
 def test_a_detector_that_finds_nothing_leaves_nothing_to_agree_with() -> None:

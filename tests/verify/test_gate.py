@@ -227,3 +227,34 @@ def test_an_original_of_which_nothing_can_be_lost_is_no_starting_point(
         said = f"AP {value:.4f} on 300 images: the original gets next to nothing right on them"
         assert reason.startswith(said) and f"budget of {budget:g} points" in reason
         assert "--spec" in reason
+
+
+@pytest.mark.parametrize(
+    ("value", "chance", "budget", "known"),
+    [
+        *(
+            (0.1, 10.0, 0.5, False),
+            (0.12, 10.0, 0.5, False),
+            (0.121, 10.0, 0.5, True),
+            (0.0, 10.0, 0.0, False),
+        ),
+        *((0.9, 90.0, 0.5, False), (0.93, 90.0, 0.5, True), (1.0, 100.0, 0.5, False)),
+    ],
+)
+def test_a_classifier_at_chance_is_no_starting_point(
+    value: float, chance: float, budget: float, known: bool
+) -> None:
+    step = _step(
+        StepKind.SOURCE, metric="top1", value=value, chance=chance, drop=None, parity=None, speed=None
+    )
+    verdict, reason = judge(step, Limits(max_drop=budget))
+    assert verdict is (Verdict.PASS if known else Verdict.UNKNOWN)
+    if not known:
+        guessed = f"always answering the most frequent class gets {chance / 100:.4f}"
+        assert reason.startswith(f"top-1 {value:.4f} on 300 images: {guessed}")
+        assert "likely the spec" in reason and "--spec" in reason and reason.endswith("see docs/spec.md")
+
+
+def test_chance_is_asked_of_the_original_alone() -> None:
+    step = _step(StepKind.PRECISION, metric="top1", value=0.1, chance=10.0)
+    assert judge(step, LIMITS)[0] is Verdict.PASS

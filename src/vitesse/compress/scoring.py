@@ -18,11 +18,10 @@ from vitesse.data.images import Pixels
 from vitesse.data.results import Result
 from vitesse.data.split import Sample, Split
 from vitesse.errors import DataError
-from vitesse.sources.detr import DETRConfig
 from vitesse.sources.trainable import Trainable
 from vitesse.spec import ModelSpec, Task
 from vitesse.verify.accuracy import Evaluation, Predict, evaluate
-from vitesse.verify.gate import MOST_OF_NOTHING
+from vitesse.verify.chance import above_chance, chance_of
 
 # Decoded images are kept between two scores up to this many bytes together; the rest is decoded again each time.
 HELD_BYTES = 1 << 30
@@ -103,27 +102,25 @@ def points(score: Scorer, trainable: Trainable, device: torch.device) -> float:
         trainable.module.cpu()
 
 
-def check_knows(score: float, network: Trainable, title: str) -> None:
-    """Refuse a network that does no better than guessing; `score` in points, measured on images with labels.
+def check_knows(points: float, score: Scorer, title: str) -> None:
+    """Refuse a network that does no better than guessing; without labels there is nothing to guess.
+
+    Args:
+        points: what `score` gave the network.
+        title: which network it is, for the message.
 
     Raises:
-        DataError: it knows nothing that could be kept or learnt; `title` says which network.
+        DataError: it knows nothing that could be kept or learnt.
     """
-    chance = 100 / classes(network) if network.kind == "vit" else 0.0
-    if score <= max(1.2 * chance, MOST_OF_NOTHING):
+    chance = chance_of(score.metric, score.split)
+    if score.metric != "agreement" and not above_chance(points, chance):
         raise DataError(
-            f"{title} scores {score:.1f} points on the validation images, and guessing {chance:.1f}",
+            f"{title} scores {points:.1f} points on the validation images, and guessing {chance:.1f}",
             expected="a network that knows the task",
             cause="classes in another order than the data's, other preprocessing, or weights that were never trained; "
             "without --spec a checkpoint is fed as in the original's evaluation",
             fix="give --spec spec.toml, see docs/spec.md; `vitesse optimize MODEL --data FOLDER` measures it alone",
         )
-
-
-def classes(network: Trainable) -> int:
-    """Return how many classes it tells apart, without no-object."""
-    config = network.config
-    return config.logits - 1 if isinstance(config, DETRConfig) else config.classes
 
 
 def network_outputs(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """Whether a step is kept: a verdict and its reason in plain words, from what was measured.
 
 Nothing here measures. What is missing, or not a number, leads to UNKNOWN; unknown is never a pass. So does an original
-that gets next to nothing right: a step that lost all of it would be inside the budget.
+that gets next to nothing right, or no more than chance: no step could be seen to lose anything.
 
     order of the questions          structural (fuse)             precision (int8), lever    build (other runtime)
     1 outputs NaN, Inf, constant    FAIL                          FAIL                       FAIL
@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vitesse.ledger import Parity, Verdict
+from vitesse.verify.chance import MOST_OF_NOTHING, above_chance
 from vitesse.verify.health import Finding
 
-# Points that an original gets right by accident, however large the budget is.
-MOST_OF_NOTHING = 1.0
 METRIC_NAMES = {"coco_ap": "AP", "top1": "top-1", "agreement": "agreement with the original"}
 
 
@@ -58,6 +57,7 @@ class Evidence:
     metric: `coco_ap`, `top1` or `agreement`; images: on how many.
     value: accuracy in 0..1; drop: points lost against the source, negative = gained; None = unknown,
         and `accuracy_reason` says why.
+    chance: points, 0..100, that one answer for all images would get.
     parity: distance to the outputs this step has to reproduce: of the untouched model, or, after a precision
         step, of that step's artifact. Asked for structural and build steps.
     findings: from `health` and `parity`.
@@ -70,6 +70,7 @@ class Evidence:
     value: float | None = None
     drop: float | None = None
     accuracy_reason: str = ""
+    chance: float = 0.0
     parity: Parity | None = None
     parity_reason: str = ""
     findings: tuple[Finding, ...] = ()
@@ -155,7 +156,8 @@ def _accuracy(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
     if known is None or math.isnan(known):
         return Verdict.UNKNOWN, f"accuracy is unknown: {step.accuracy_reason or 'no reason given'}"
     if step.kind is StepKind.SOURCE:
-        can_be_lost = 100 * known > min(limits.max_drop, MOST_OF_NOTHING)
+        # Under a smaller budget, a loss shows of less than what is got right by accident.
+        can_be_lost = above_chance(100 * known, step.chance, min(limits.max_drop, MOST_OF_NOTHING))
         return None if can_be_lost else (Verdict.UNKNOWN, _nothing_right(step, limits))
     if limits.allow(known):
         return None
@@ -163,11 +165,18 @@ def _accuracy(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
 
 
 def _nothing_right(step: Evidence, limits: Limits) -> str:
+    if step.chance:
+        compared = f"always answering the most frequent class gets {step.chance / 100:.4f}"
+        shown = f"{compared}, so that a step which lost all that the original knows would hardly be seen"
+    else:
+        shown = (
+            "the original gets next to nothing right on them, so that a step which lost all of it would be inside the "
+            f"budget of {limits.max_drop:g} points"
+        )
     return (
-        f"{_metric(step)} {step.value:.4f} on {step.images} images: the original gets next to nothing right on them, "
-        f"so that a step which lost all of it would be inside the budget of {limits.max_drop:g} points; likely the "
-        "spec prepares images or orders classes otherwise than the training did (a checkpoint without --spec is fed as "
-        "the original's evaluation), or the labels are of another task; see docs/spec.md"
+        f"{_metric(step)} {step.value:.4f} on {step.images} images: {shown}; likely the spec prepares images or orders "
+        "classes otherwise than the training did (a checkpoint without --spec is fed as the original's evaluation), or "
+        f"the labels are of another task{' or nearly all of one class' if step.chance else ''}; see docs/spec.md"
     )
 
 

@@ -86,8 +86,8 @@ def distil_to(out: Path, job: Job, options: DistilOptions, *, progress: Progress
         return Line(name, None if score is None else points(score, one, device), flops(one), parameters(one))
 
     lines = [line("teacher", teacher)]
-    if score is not None and lines[0].score is not None and score.split.labelled and job.taught:
-        check_knows(lines[0].score, teacher, "the teacher")
+    if score is not None and lines[0].score is not None and job.taught:
+        check_knows(lines[0].score, score, "the teacher")
     lines.append(line("student before", student))
     trained, notes = distil_from(
         job.data, teacher if job.taught else None, student, options, out, score=score, progress=progress

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vitesse.compress.scoring import classes
 from vitesse.errors import UsageError
 from vitesse.sources.detr import DETR, Block, DETRConfig
 from vitesse.sources.opening import is_saved
@@ -115,7 +114,7 @@ def check_pair(teacher: Trainable, student: Trainable) -> None:
             f"the teacher is {_KINDS[teacher.kind]}, the student {_KINDS[student.kind]}",
             expected="two networks of one kind",
         )
-    one, other = classes(teacher), classes(student)
+    one, other = _classes(teacher), _classes(student)
     if one != other:
         raise UsageError(
             f"the teacher has {one} classes, the student {other}",
@@ -142,6 +141,12 @@ def check_pair(teacher: Trainable, student: Trainable) -> None:
             expected="the same preprocessing: both see the same tensors",
             fix="give both one spec",
         )
+
+
+def _classes(network: Trainable) -> int:
+    """Return how many classes it tells apart, without no-object."""
+    config = network.config
+    return config.logits - 1 if isinstance(config, DETRConfig) else config.classes
 
 
 def _sizes(text: str, sizes: str, known: tuple[str, ...]) -> Sizes:

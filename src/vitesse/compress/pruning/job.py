@@ -100,8 +100,7 @@ def prune_to(out: Path, job: Job, *, progress: Progress | None = None) -> PruneR
     found: dict[str, float] = {}
     if score is not None:
         found["original"] = points(score, original, device)
-        if score.split.labelled:
-            check_knows(found["original"], original, "the original")
+        check_knows(found["original"], score, "the original")
     pruned = cut(job, original)
     if score is not None:
         found["pruned"] = points(score, pruned.trainable, device)
