@@ -45,7 +45,11 @@ def test_an_image_that_is_not_there_or_a_folder_says_what_to_name(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
-    [("--seconds", "0", "more than 0"), ("--limit", "-1", "1 or more images")],
+    [
+        *(("--seconds", "0", "more than 0"), ("--seconds", "nan", "more than 0")),
+        *(("--limit", "-1", "1 or more images"), ("--train-steps", "-1", "1 or more")),
+        *(("--max-drop", "nan", "0 or more"), ("--max-drop", "inf", "0 or more")),
+    ],
 )
 def test_a_number_that_measures_nothing_is_refused_before_anything_runs(
     option: str, value: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -54,3 +58,18 @@ def test_a_number_that_measures_nothing_is_refused_before_anything_runs(
     said = _said(capsys, "optimize", VIT, "--data", FOLDER / "vit", "--out", out, option, value)
     assert f"{option} {value}" in said and expected in said
     assert not out.exists()
+
+
+def test_an_endless_measurement_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for seconds in ("0", "nan", "inf"):
+        assert f"--seconds {seconds}\n  expected: more than 0" in _said(
+            capsys, "bench", VIT, "--seconds", seconds
+        )
+
+
+def test_an_image_without_area_is_refused_by_the_option_s_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for size in ("0x224", "224x0", "00x00"):
+        with pytest.raises(SystemExit) as ended:
+            main(["optimize", str(VIT), "--data", str(FOLDER), "--size", size])
+        assert ended.value.code == 2
+        assert f"argument --size: '{size}' is not a size" in capsys.readouterr().err

@@ -31,6 +31,18 @@ class UsageError(VitesseError):
     exit_code = 2
 
 
+class OutOfRange(UsageError):
+    """A value is outside of what an option can mean.
+
+    Args:
+        name: of the field or argument that it was given for. On the command line the option of that name is shown.
+    """
+
+    def __init__(self, name: str, value: object, *, expected: str) -> None:
+        self.name, self.value = name, value
+        super().__init__(f"{name} is {value}", expected=expected)
+
+
 class ModelError(VitesseError):
     """The model file is missing, damaged, or not a graph Vitesse can take."""
 

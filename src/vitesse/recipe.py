@@ -5,6 +5,7 @@ An unknown key is an error. Nothing here reads the environment.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -205,9 +206,11 @@ class CompressOptions:
         if self.method not in IMPORTANCE:
             raise UsageError(f"compress.method = {self.method!r}", expected=f"one of {', '.join(IMPORTANCE)}")
         check_augmentation("compress.augmentation", self.augmentation)
-        if self.seconds <= 0 or min(self.steps, self.multiple, self.decoder_layers) < 0:
+        if self.steps < 0:
+            raise UsageError(f"--train-steps {self.steps}", expected="1 or more, or 0 for --train-time")
+        if self.seconds <= 0 or min(self.multiple, self.decoder_layers) < 0:
             raise UsageError(
-                f"compress: {self.seconds:g} seconds, {self.steps} steps, multiple {self.multiple}, "
+                f"compress: {self.seconds:g} seconds, multiple {self.multiple}, "
                 f"{self.decoder_layers} decoder layers",
                 expected="more than 0 seconds, the others 0 or more",
             )
@@ -265,11 +268,10 @@ class Recipe:
             unknown = [name for name in names if name not in known]
             if unknown:
                 raise UsageError(f"--{option} {unknown[0]}", expected=f"some of {', '.join(known)}")
-        if self.max_drop < 0:
-            raise UsageError(
-                f"--max-drop {self.max_drop} is negative", expected="points of AP or top-1, 0 or more"
-            )
-        if self.measure.seconds <= 0:
+        # What NaN and infinity are compared with is false.
+        if not 0 <= self.max_drop < math.inf:
+            raise UsageError(f"--max-drop {self.max_drop:g}", expected="points of AP or top-1, 0 or more")
+        if not 0 < self.measure.seconds < math.inf:
             raise UsageError(
                 f"--seconds {self.measure.seconds:g}", expected="more than 0, such as 1; usual is 4"
             )

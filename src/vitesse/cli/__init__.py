@@ -32,7 +32,7 @@ from vitesse.cli import (
     serve,
     tune,
 )
-from vitesse.errors import VitesseError, missing_extra
+from vitesse.errors import OutOfRange, VitesseError, missing_extra
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except VitesseError as error:
-        print(f"vitesse: {error}", file=sys.stderr)
+        print(f"vitesse: {_as_typed(error, options)}", file=sys.stderr)
         return error.exit_code
     except ImportError as error:
         missing = missing_extra(error)
@@ -79,6 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+
+
+def _as_typed(error: VitesseError, options: argparse.Namespace) -> VitesseError:
+    """Name the option that set what is out of its range; one whose value is None was not given."""
+    if not isinstance(error, OutOfRange) or getattr(options, error.name, None) is None:
+        return error
+    return OutOfRange(f"--{error.name.replace('_', '-')}", error.value, expected=error.expected)
 
 
 def build_parser() -> argparse.ArgumentParser:

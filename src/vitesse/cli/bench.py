@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     from vitesse.benchmark.table import print_points
     from vitesse.report.progress import progress_bar
 
-    if options.seconds <= 0:
+    if not 0 < options.seconds < math.inf:
         raise UsageError(f"--seconds {options.seconds:g}", expected="more than 0")
     console, device = Console(), device_of(options)
     with (

@@ -45,7 +45,7 @@ def batch_range(text: str) -> tuple[int, int, int]:
 
 def height_width(text: str) -> list[int]:
     """Parse `800x1333`, height × width in pixels."""
-    found = re.fullmatch(r"(\d+)[x×](\d+)", text)
+    found = re.fullmatch(r"(0*[1-9]\d*)[x×](0*[1-9]\d*)", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write HEIGHTxWIDTH, as 800x1333")
     return [int(found[1]), int(found[2])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vitesse.errors import UsageError
+from vitesse.errors import OutOfRange, UsageError
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 # Of training images, see `training.data.augment.augmentation`; here, where torch is not needed.
@@ -61,7 +61,7 @@ class TrainOptions:
             )
         for name, right, expected in self._ranges():
             if not right:
-                raise UsageError(f"{name} is {getattr(self, name)}", expected=expected)
+                raise OutOfRange(name, getattr(self, name), expected=expected)
 
     def _ranges(self) -> tuple[tuple[str, bool, str], ...]:
         """Per option: whether its value is in the range that the text names. NaN is in none."""

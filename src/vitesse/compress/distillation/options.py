@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vitesse.errors import UsageError
+from vitesse.errors import OutOfRange
 from vitesse.training.options import TrainOptions, check_augmentation
 
 # DeiT's distillation softens classes; queries are taught as sure as the teacher is.
@@ -48,14 +48,12 @@ class DistilOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise UsageError(
-                f"temperature is {self.temperature}", expected="a number above 0, such as 1 or 3"
-            )
+            raise OutOfRange("temperature", self.temperature, expected="a number above 0, such as 1 or 3")
         for name in ("truth_weight", "teacher_weight", "feature_weight"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is {getattr(self, name)}", expected="0 or more")
+                raise OutOfRange(name, getattr(self, name), expected="0 or more")
         if not 0 <= self.smoothing < 1:
-            raise UsageError(f"smoothing is {self.smoothing}", expected="a share from 0 to below 1")
+            raise OutOfRange("smoothing", self.smoothing, expected="a share from 0 to below 1")
 
         check_augmentation("augmentation", self.augmentation)
 

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 
 from vitesse.data.split import Split, fingerprint
-from vitesse.errors import UsageError
+from vitesse.errors import OutOfRange, UsageError
 from vitesse.spec import ModelSpec, Task
 from vitesse.training.data.augment import Augmentation, Augmenter, usual
 from vitesse.training.data.reading import read_training
@@ -52,7 +52,7 @@ def open_training(
     """
     how = usual(spec.task) if augment is True else augment or None
     if seed < 0:
-        raise UsageError(f"seed is {seed}", expected="0 or more")
+        raise OutOfRange("seed", seed, expected="0 or more")
     if how is not None and how.rotation and spec.task is Task.DETECTION:
         raise UsageError(
             f"rotation is {how.rotation}° for a detector",
