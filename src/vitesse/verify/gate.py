@@ -156,7 +156,7 @@ def _accuracy(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
     if known is None or math.isnan(known):
         return Verdict.UNKNOWN, f"accuracy is unknown: {step.accuracy_reason or 'no reason given'}"
     if step.kind is StepKind.SOURCE:
-        # Under a smaller budget, a loss shows of less than what is got right by accident.
+        # A smaller budget than that shows smaller losses, too.
         can_be_lost = above_chance(100 * known, step.chance, min(limits.max_drop, MOST_OF_NOTHING))
         return None if can_be_lost else (Verdict.UNKNOWN, _nothing_right(step, limits))
     if limits.allow(known):
@@ -167,7 +167,7 @@ def _accuracy(step: Evidence, limits: Limits) -> tuple[Verdict, str] | None:
 def _nothing_right(step: Evidence, limits: Limits) -> str:
     if step.chance:
         compared = f"always answering the most frequent class gets {step.chance / 100:.4f}"
-        shown = f"{compared}, so that a step which lost all that the original knows would hardly be seen"
+        shown = f"{compared}, so that next to nothing of what the original knows could be seen to be lost"
     else:
         shown = (
             "the original gets next to nothing right on them, so that a step which lost all of it would be inside the "
