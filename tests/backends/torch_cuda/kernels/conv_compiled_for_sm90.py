@@ -13,7 +13,7 @@ from compiled_for_sm90 import H100, Launch, Recorder, facts
 
 from vitesse.backends.torch_cuda.kernels import conv, conv_pair, max_pool, stem_image, stem_pool
 
-E4M3 = torch.float8_e4m3fn
+BFLOAT16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 
 
 def layer(
@@ -24,19 +24,24 @@ def layer(
     x = torch.empty(1, channels, height, width, dtype=more.pop("image_dtype", dtype))
     weight = torch.empty(filters, channels, taps, taps, dtype=dtype)
     pad = taps // 2
-    attributes = {"strides": (stride, stride), "pads": (pad,) * 4, "activation": "relu", **more}
+    said = {"activation": "relu", "out_dtype": "bfloat16" if dtype == BFLOAT16 else "float16", **more}
+    attributes = {"strides": (stride, stride), "pads": (pad,) * 4, **said}
     z = torch.empty(1, filters, height, width, dtype=torch.float16) if residual else None
     scale = torch.ones(filters) if dtype == E4M3 else None
     return conv.KERNEL, (x, weight, scale, torch.ones(filters), z), attributes
 
 
-def pooling() -> tuple[Any, ...]:
-    x = torch.empty(1, 64, 400, 667, dtype=torch.float16)
+def pooling(dtype: torch.dtype) -> tuple[Any, ...]:
+    x = torch.empty(1, 64, 400, 667, dtype=dtype)
     return max_pool.KERNEL, (x,), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
 
 
-def stem_and_pool(images: int, height: int, width: int) -> tuple[Any, ...]:
-    _, (x, weight, _, bias, _), attributes = layer(3, height, width, 64, 7, 2, image_dtype=torch.float32)
+def stem_and_pool(
+    images: int, height: int, width: int, dtype: torch.dtype = torch.float16
+) -> tuple[Any, ...]:
+    _, (x, weight, _, bias, _), attributes = layer(
+        3, height, width, 64, 7, 2, dtype=dtype, image_dtype=torch.float32
+    )
     window = {"window": (3, 3), "window_strides": (2, 2), "window_pads": (1, 1, 1, 1)}
     tensors = (x.expand(images, -1, -1, -1), weight, bias)
     return stem_pool.KERNEL, tensors, {**attributes, **window}
@@ -72,7 +77,11 @@ CASES = {
     "conv stem and pool": stem_and_pool(1, 800, 1333),
     "conv stem and pool of a batch": stem_and_pool(8, 800, 1333),
     "conv stem and pool of one row": stem_and_pool(1, 2, 40),
-    "pool": pooling(),
+    "conv stem and pool of bfloat16": stem_and_pool(1, 800, 1333, BFLOAT16),
+    "conv stem of bfloat16": layer(3, 800, 1333, 64, 7, 2, dtype=BFLOAT16),
+    "conv 64 of bfloat16": layer(64, 200, 334, 64, 3, 1, dtype=BFLOAT16),
+    "pool": pooling(torch.float16),
+    "pool of bfloat16": pooling(BFLOAT16),
 }
 
 

@@ -91,7 +91,8 @@ def stem_pool(
         if step == steps - 1:
             made = activated(total + offsets[:, None], ACTIVATION, False).to(out.dtype.element_ty)
             made = tl.where((there & (line >= 0) & (line < conv_height))[None, :], made, nothing)
-            largest = tl.maximum(largest, made, propagate_nan=tl.PropagateNan.ALL)
+            # Triton gives the larger of two bfloat16 as float32; what a loop carries keeps its type.
+            largest = tl.maximum(largest, made, propagate_nan=tl.PropagateNan.ALL).to(made.dtype)
             if row % 2 == 0:
                 if row > 0:
                     left, middle = tl.split(tl.reshape(largest, (BLOCK_N, BLOCK_M // 2, 2)))
