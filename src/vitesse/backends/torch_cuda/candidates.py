@@ -154,6 +154,11 @@ def kernels(table: Mapping[str, str] = KERNELS) -> Kernels:
             found[name] = getattr(import_module(module), attribute)
         except (ImportError, OSError) as error:
             missing[name] = f"{type(error).__name__}: {error}"
+    if any(name.startswith("triton.") for name in found):
+        # Imported here because Triton may be absent: then no kernel of it was found.
+        from vitesse.backends.torch_cuda.kernels.keys import settle_keys
+
+        settle_keys()
     return Kernels(found, missing)
 
 

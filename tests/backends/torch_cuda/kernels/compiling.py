@@ -13,11 +13,16 @@ from typing import Any
 SHARED_BYTES = 226 * 1024
 
 
-def compiled_by(program: str) -> dict[str, dict[str, Any]]:
-    """Run a program of this folder that prints facts as JSON; apart, because here Triton may be an interpreter."""
+def said_by(program: str, *arguments: str) -> dict[str, Any]:
+    """Run a program of this folder that prints JSON; apart, because here Triton may be an interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(program))]
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(program)), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def compiled_by(program: str) -> dict[str, dict[str, Any]]:
+    """Return the facts about each kernel that a program of this folder compiles."""
+    return said_by(program)
