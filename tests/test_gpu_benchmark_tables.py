@@ -156,6 +156,15 @@ def test_a_newer_run_without_the_target_replaces_no_group_that_has_it(
     assert found.groups["vit_b16:1"]["candidates"]["torch eager"]["ms"] == 4.0
 
 
+def test_groups_and_profiles_stand_as_the_targets_do(tables: ModuleType, tmp_path: Path) -> None:
+    profile = {"kernels": [], "steps": []}
+    first = raced(detr_r50__8=group({}), vit_b16__32=group({}), vit_b16__3=group({}))
+    second = {**raced(vit_l16__32=group({})), "rows": {"detr_r50:1:fp16": profile, "vit_b16:32:fp8": profile}}
+    found = results(tables, tmp_path, first, second)
+    assert list(found.groups) == ["vit_b16:32", "vit_l16:32", "detr_r50:8", "vit_b16:3"]
+    assert list(found.profiles) == ["vit_b16:32:fp8", "detr_r50:1:fp16"]
+
+
 def test_a_precision_that_a_run_left_out_is_not_run(tables: ModuleType, tmp_path: Path) -> None:
     found = results(tables, tmp_path, raced(vit_b16__32=group({"torch-cuda fp16": candidate(2.0)})))
     assert line_of(tables.target_table(found), *B16, "FP8")[1] == "not run"
@@ -169,13 +178,13 @@ def test_details_have_spread_errors_and_memory(tables: ModuleType, tmp_path: Pat
 
 
 def test_loading_has_seconds_or_why_there_are_none(tables: ModuleType, tmp_path: Path) -> None:
-    fine = {"load_ms": 2500.0, "cold_start_ms": 12.34, "unmeasured": ""}
+    fine = {"load_ms": 2500.0, "cold_start_ms": 1234.0, "unmeasured": ""}
     broken = {"load_ms": None, "cold_start_ms": None, "unmeasured": "no | driver"}
     load = {"empty": broken, "filled": fine}
     one = candidate(2.0, build={"build_s": 31.5, "artifact_mb": 173.2}, load=load)
     found = results(tables, tmp_path, raced(vit_b16__32=group({"torch-cuda fp16": one})))
     (line,) = [line for line in tables.load_table(found).splitlines() if "batch 32" in line]
-    assert line.endswith("| FP16 | 31.5 | 173.2 | no \\| driver | 2.5 | 12.3 |")
+    assert line.endswith("| FP16 | 31.5 | 173.2 | no \\| driver | 2.5 | – | 1.2 |")
 
 
 @pytest.mark.parametrize(("loss", "said"), [(0.2, "yes"), (0.25, "no"), (-0.1, "yes")])

@@ -84,7 +84,18 @@ def read(folder: Path = RESULTS) -> Results:
         found.profiles |= record.get("rows", {})
         found.accuracy = record.get("accuracy", found.accuracy)
         found.origins.append(origin(path.name, record))
+    found.groups, found.profiles = dict(in_order(found.groups)), dict(in_order(found.profiles))
     return found
+
+
+def in_order(named: Mapping[str, Found]) -> list[tuple[str, Found]]:
+    """Groups or profiles as TARGETS has them, whatever run they are of; those without a row there at the end."""
+    rows = [":".join(map(str, key)) for key in TARGETS]
+
+    def place(entry: tuple[str, Found]) -> int:
+        return next((at for at, row in enumerate(rows) if f"{row}:".startswith(f"{entry[0]}:")), len(rows))
+
+    return sorted(named.items(), key=place)
 
 
 def raced(group: Found) -> bool:
@@ -239,21 +250,14 @@ def candidates(found: Results) -> Iterator[tuple[str, str, str, Found]]:
 
 
 def load_table(found: Results) -> str:
-    """Seconds of building, and of loading in a fresh process with Triton's cache empty and filled."""
-    lines = table(
-        "model",
-        "precision",
-        "build s",
-        "artifact MB",
-        "load s, empty cache",
-        "load s, filled",
-        "first call ms",
-    )
+    """Seconds of building, and in a fresh process of loading and the first call, Triton's cache empty and filled."""
+    heads = ("build s", "artifact MB", "load s, empty cache", "load s, filled")
+    lines = table("model", "precision", *heads, "first call s, empty cache", "first call s, filled")
     for name, batch, label, one in candidates(found):
         if "build" not in one or "load" not in one:
             continue
         empty, filled = (one["load"][kind] for kind in ("empty", "filled"))
-        cells = [seconds(empty), seconds(filled), shown_ms(filled)]
+        cells = [seconds(fresh, part) for part in ("load_ms", "cold_start_ms") for fresh in (empty, filled)]
         precision = label.removeprefix(TARGET).strip().upper()
         lines.append(
             line(
@@ -267,12 +271,10 @@ def load_table(found: Results) -> str:
     return "\n".join(lines) if len(lines) > 2 else f"{NOT_RUN}."
 
 
-def seconds(fresh: Found) -> str:
-    return in_cell(fresh["unmeasured"]) if fresh["load_ms"] is None else f"{fresh['load_ms'] / 1000:.1f}"
-
-
-def shown_ms(fresh: Found) -> str:
-    return "–" if fresh["cold_start_ms"] is None else f"{fresh['cold_start_ms']:.1f}"
+def seconds(fresh: Found, part: str) -> str:
+    if fresh[part] is not None:
+        return f"{fresh[part] / 1000:.1f}"
+    return in_cell(fresh["unmeasured"]) if part == "load_ms" else "–"
 
 
 def accuracy_lines(found: Results) -> str:
