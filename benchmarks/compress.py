@@ -3,8 +3,8 @@
     python benchmarks/compress.py data DATA [--images 60000] [--scenes 30000]        training images, from no test item
     python benchmarks/compress.py train CASE|students|all --data DATA --sources SOURCES --models MODELS --seconds N
                                   [--parallel] [--out RESULTS]    RESULTS/compress_CASE.json and .tgz, MODELS/CASE
-    python benchmarks/compress.py latency MODELS --sources SOURCES [--kind vit|detr] [--out RESULTS]
-                                                                      RESULTS/compress_latency_{cpu,cuda}_{vit,detr}.json
+    python benchmarks/compress.py latency MODELS --sources SOURCES [--race vit|detr|student] [--out RESULTS]
+                                                              RESULTS/compress_latency_{cpu,cuda}_{vit,detr,student}.json
     python benchmarks/compress.py --table            tables and picture of docs/compress.md from benchmarks/results
 
 SOURCES holds detr_fashion and vit_fashion with weights and val/; without val/, those of examples/fashion are scored.
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     latency.add_argument("models", type=Path)
     latency.add_argument("--seconds", type=float, default=60.0)
     latency.add_argument("--device", choices=["cpu", "cuda"], help="only there")
-    latency.add_argument("--kind", choices=["vit", "detr"], help="only these models")
+    latency.add_argument("--race", choices=["vit", "detr", "student"], help="only this one")
     for command in (train, latency):
         command.add_argument("--sources", type=Path, required=True)
         command.add_argument("--out", type=Path, default=RESULTS)
@@ -104,11 +104,11 @@ def train(options: argparse.Namespace) -> int:
 
 def latency(options: argparse.Namespace) -> int:
     """Race original and smaller networks."""
-    from compress_latency import RUNTIMES, measure
+    from compress_latency import RACES, RUNTIMES, measure
 
     devices = [options.device] if options.device else list(RUNTIMES)
-    kinds = [options.kind] if options.kind else ["vit", "detr"]
-    measure(options.models, options.sources, options.out, options.seconds, devices, kinds)
+    names = [options.race] if options.race else list(RACES)
+    measure(options.models, options.sources, options.out, options.seconds, devices, names)
     return 0
 
 

@@ -26,25 +26,33 @@ from vitesse.verify.accuracy import evaluate
 
 RUNTIMES = {"cpu": "onnxruntime", "cuda": "torch-cuda"}
 FED = 32  # images that the race goes round
+# Race, called as the case whose network is in it beside the original → that network's title.
+RACES: Mapping[str, str] = {
+    "vit": "pruned, distilled",
+    "detr": "pruned, distilled",
+    "student": "3 decoder layers, distilled",
+}
 # Of each kernel that a build for the GPU tries for a step, and the seconds that it measures a step for.
 TACTICS, STEP_SECONDS = 8, 0.1
 
 
 def measure(
-    models: Path, sources: Path, out: Path, seconds: float, devices: Sequence[str], kinds: Sequence[str]
+    models: Path, sources: Path, out: Path, seconds: float, devices: Sequence[str], names: Sequence[str]
 ) -> None:
-    """Write out/compress_latency_cpu_KIND.json, and _cuda_ where there is a GPU."""
+    """Write out/compress_latency_cpu_RACE.json, and _cuda_ where there is a GPU."""
     for device in devices:
         runtime = RUNTIMES[device]
         available = backend(runtime).probe()
         if not available.available:
             print(f"{device}: not run: {available.reason}")
             continue
-        for kind in kinds:
-            artifacts = graphs(models, sources, kind, quantised=device == "cpu")
+        for name in names:
+            kind = CASES[name].kind
+            artifacts = graphs(models, sources, name, quantised=device == "cpu" and name == kind)
             rows, raw = race(artifacts, validation(sources, kind), runtime, seconds)
             found = {
-                "command": f"python benchmarks/compress.py latency MODELS --sources SOURCES --seconds {seconds:g}",
+                "command": f"python benchmarks/compress.py latency MODELS --sources SOURCES --race {name} "
+                f"--seconds {seconds:g}",
                 "environment": describe(),
                 "runtime": runtime,
                 "threads": usable_cores(),
@@ -54,30 +62,22 @@ def measure(
             }
             out.mkdir(parents=True, exist_ok=True)
             write_atomically(
-                out / f"compress_latency_{device}_{kind}.json", (json.dumps(found) + "\n").encode()
+                out / f"compress_latency_{device}_{name}.json", (json.dumps(found) + "\n").encode()
             )
 
 
-def graphs(models: Path, sources: Path, kind: str, *, quantised: bool) -> Mapping[str, Artifact]:
-    """Export, clean and fuse each network; and quantise original and pruned one, calibrated on the examples."""
+def graphs(models: Path, sources: Path, name: str, *, quantised: bool) -> Mapping[str, Artifact]:
+    """Export, clean and fuse each network of a race; and quantise them, calibrated on the examples."""
+    kind = CASES[name].kind
     folders = {"original": models / f"original_{kind}"}
     save_trainable(open_trainable(weights(sources, kind), given(kind)), folders["original"])
-    titles = {
-        "vit": "pruned, distilled",
-        "detr": "pruned, distilled",
-        "student": "3 decoder layers, distilled",
-    }
-    folders |= {
-        title: models / case
-        for case, title in titles.items()
-        if CASES[case].kind == kind and (models / case / "config.json").exists()
-    }
+    folders[RACES[name]] = models / name
     found = {}
     for title, folder in folders.items():
         store = Store(models / "graphs" / kind / folder.name)
         cleaned = stages.clean(stages.open_model(folder, store=store), store).artifact
         found[title] = stages.fuse(cleaned, store).artifact
-        if quantised and not title.startswith("3"):
+        if quantised:
             images = ROOT / "examples" / "fashion" / kind
             found[f"{title}, INT8"] = stages.quantize(found[title], images, store).artifact
     return found

@@ -11,6 +11,8 @@ from typing import Any
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "compress.md"
 PICTURE = PAGE.parent / "images" / "compress_curve.svg"
 TITLES = {"vit": "vit_fashion", "detr": "detr_fashion"}
+SCORES = {"vit": "top-1", "detr": "AP"}
+RACES = ("vit", "detr", "student")
 METRICS = {"coco_ap": "AP", "top1": "top-1", "agreement": "agreement"}
 NOT_RUN = "not run"
 WIDE, HIGH, MARGIN = 420, 300, 50
@@ -48,8 +50,8 @@ def tables(results: Path) -> Mapping[str, str]:
 
 
 def races(results: Path, device: str) -> list[Results]:
-    """Return the races on a device, one for each kind of model that was raced there."""
-    found = (read(results, f"latency_{device}_{kind}") for kind in TITLES)
+    """Return the races that were run on a device."""
+    found = (read(results, f"latency_{device}_{name}") for name in RACES)
     return [one for one in found if one is not None]
 
 
@@ -115,7 +117,7 @@ def latency_table(found: Results) -> str:
 
 
 def conditions(found: Results) -> str:
-    """The command, where it ran, what ran beside it and how busy others kept the machine."""
+    """The command, where it ran, what ran beside it, how busy others kept the machine, and what is to be noted."""
     environment = found["environment"]
     gpus = [gpu.get("name") or "a GPU" for gpu in environment.get("gpus") or ()]
     where = ", ".join([environment["cpu"]["model"], *gpus])
@@ -128,37 +130,60 @@ def conditions(found: Results) -> str:
         parts.append(
             "others' load is not known" if others is None else f"other processes took {others:.2f} cores"
         )
-    return "; ".join(parts) + f"; {environment['date'][:10]}."
+    return "; ".join([*parts, environment["date"][:10], *([found["note"]] if "note" in found else [])]) + "."
 
 
 def picture(found: Sequence[Results]) -> str:
-    """Return an SVG: latency against accuracy, one panel a model; with "not run" in it where there is nothing."""
-    width = WIDE * max(1, len(found))
+    """Return an SVG: latency against accuracy, one panel a model; with "not run" in it where there is nothing.
+
+    Races of one model share a panel, because latency is told as a share of what the original took in the same run.
+    """
+    panels: dict[str, list[Results]] = {}
+    for one in found:
+        rows = panels.setdefault(one["kind"], [])
+        rows += one["rows"][1:] if rows else one["rows"]
+    width = WIDE * max(1, len(panels))
     space = 'xmlns="http://www.w3.org/2000/svg"'
     head = f'<svg {space} viewBox="0 0 {width} {HIGH + LEGEND}" font-family="sans-serif" font-size="11">'
     parts = [head, f'<rect width="{width}" height="{HIGH + LEGEND}" fill="white"/>']
     if not found:
         parts.append(f'<text x="{MARGIN}" y="{MARGIN}">{NOT_RUN}</text>')
-    for number, one in enumerate(found):
-        parts += panel(TITLES[one["kind"]], one["rows"], WIDE * number)
+    for number, (kind, rows) in enumerate(panels.items()):
+        parts += panel(f"{TITLES[kind]}, {SCORES[kind]}", rows, WIDE * number)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def panel(title: str, rows: Sequence[Results], left: float) -> Iterator[str]:
     """One model: a numbered dot for each network, upwards better, leftwards faster, and the names below."""
-    slowest = max(row["p50_ms"] for row in rows)
+    slowest = max(1.0, *(1 / row["gain"] for row in rows))
     scores = [row["score"] for row in rows]
-    low, high = min(scores), max(scores)
-    span = max(high - low, 1.0)
+    high = max(scores)
+    span = max(high - min(scores), 1.0)
     inner, tall = WIDE - 3 * MARGIN, HIGH - 2 * MARGIN
-    floor = HIGH - MARGIN
-    yield f'<text x="{left + MARGIN}" y="20" font-weight="bold">{html.escape(title)}</text>'
-    yield f'<path d="M{left + MARGIN} {MARGIN - 10}V{floor + 10}H{left + WIDE - 20}" fill="none" stroke="#888"/>'
-    yield f'<text x="{left + WIDE - 20}" y="{floor + 35}" text-anchor="end">p50, ms (0 to {slowest:.2f})</text>'
+    floor, edge = HIGH - MARGIN, left + MARGIN
+
+    def right(share: float) -> float:
+        return edge + inner * share / slowest
+
+    def down(score: float) -> float:
+        return MARGIN + tall * (high - score) / span
+
+    yield f'<text x="{edge}" y="20" font-weight="bold">{html.escape(title)}</text>'
+    yield f'<path d="M{edge} {MARGIN - 10}V{floor + 10}H{left + WIDE - 20}" fill="none" stroke="#888"/>'
+    for score in (high, high - span / 2, high - span):
+        yield tick(edge - 6, down(score) + 4, f"{score:.1f}", "end")
+    for share in (0, 0.5, 1):
+        yield tick(right(share), floor + 24, f"{share:g}", "middle")
+    yield f'<path d="M{right(1):.1f} {MARGIN - 10}V{floor + 10}" stroke="#ccc" stroke-dasharray="3"/>'
+    yield tick(left + WIDE - 20, floor + 38, "p50, as a share of the original's", "end")
     for number, row in enumerate(rows, 1):
-        x = left + MARGIN + inner * row["p50_ms"] / slowest
-        y = floor - tall * (row["score"] - high + span) / span
-        name = html.escape(f"{number}  {row['name']}: {row['score']:.1f} at {row['p50_ms']:.2f} ms")
+        x, y = right(1 / row["gain"]), down(row["score"])
+        name = html.escape(f"{number} · {row['name']}: {row['score']:.1f}, {row['gain']:.2f} times as fast")
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#3465a4"/>'
         yield f'<text x="{x + 6:.1f}" y="{y - 5:.1f}">{number}</text>'
-        yield f'<text x="{left + MARGIN}" y="{HIGH + LINE * number}">{name}</text>'
+        yield f'<text x="{edge}" y="{HIGH + LINE * number}">{name}</text>'
+
+
+def tick(x: float, y: float, text: str, anchor: str) -> str:
+    """Words of an axis."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="#555">{text}</text>'

@@ -108,6 +108,18 @@ def test_the_race_gives_gain_accuracy_and_how_busy_it_was(table: ModuleType, tmp
     assert "others' load is not known" in made
 
 
+def test_races_of_one_model_share_a_panel_and_its_original(table: ModuleType, tmp_path: Path) -> None:
+    student = race("detr")
+    student["rows"][0]["p50_ms"], student["rows"][1]["gain"] = 8.0, 4.0
+    keep(tmp_path, latency_cpu_detr=race("detr"), latency_cpu_student={**student, "note": "measured later"})
+    both = table.races(tmp_path, "cpu")
+    root = ElementTree.fromstring(table.picture(both))
+    whole, half, quarter = (float(one.attrib["cx"]) for one in root.iter() if one.tag.endswith("circle"))
+    assert quarter - table.MARGIN == pytest.approx((half - table.MARGIN) / 2, abs=0.1)
+    assert half - table.MARGIN == pytest.approx((whole - table.MARGIN) / 2, abs=0.1)
+    assert table.latency_table(both[1]).endswith("2026-01-02; measured later.")
+
+
 def test_the_picture_has_a_dot_for_every_network_inside_its_panel(table: ModuleType) -> None:
     root = ElementTree.fromstring(table.picture([race(), race("detr")]))
     dots = [
