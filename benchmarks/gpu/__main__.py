@@ -4,14 +4,15 @@
     python -m benchmarks.gpu race --rows vit_b16:32:fp16,vit_b16:32:fp8 --peers none --out first.json
     python -m benchmarks.gpu accuracy --out benchmarks/results/torch_cuda_accuracy.json
     python -m benchmarks.gpu profile --rows vit_b16:32:fp16 --out benchmarks/results/torch_cuda_profile.json
+    python -m benchmarks.gpu tests --out benchmarks/results/torch_cuda_tests.json
     python -m benchmarks.gpu make --rows vit_b16:32:fp16 --folder FOLDER
     python -m benchmarks.gpu --table
 
-From the root of the repository. All but the last need torch; `race`, `accuracy` and `profile` an NVIDIA GPU. The models
-are made in --folder, random weights, and are taken from there the next time. Rows of one model and batch share one
-interleaved run. `profile` looks at what was built last in the same --folder, else it builds. Results are written after
-every candidate: a run that is stopped keeps what it has. Where time on the GPU is short, --at-once prepares all groups
-side by side (`at_once.py`), and --tactics 4 --build-seconds 0.05 shorten the builds of the target.
+From the root of the repository. All but the last need torch; `race`, `accuracy`, `profile` and `tests` an NVIDIA GPU.
+The models are made in --folder, random weights, and are taken from there the next time. Rows of one model and batch
+share one interleaved run. `profile` looks at what was built last in the same --folder, else it builds. Results are
+written after every candidate: a run that is stopped keeps what it has. Where time on the GPU is short, --at-once
+prepares all groups side by side (`at_once.py`), and --tactics 4 --build-seconds 0.05 shorten the builds of the target.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         "--images", type=Path, help="labelled images for accuracy (default: those of the examples)"
     )
     parser.add_argument("--folder", type=Path, default=Path("/tmp/vitesse-gpu"), help="for models and caches")
+    parser.add_argument("--paths", nargs="*", default=(), help="for tests (default: all of the target's)")
     parser.add_argument("--target", default="torch-cuda", help="for accuracy")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the program")
     parser.add_argument("--out", type=Path)
@@ -216,6 +218,12 @@ def profile(given: argparse.Namespace, record: Record) -> None:
             )
 
 
+def tests(given: argparse.Namespace, record: Record) -> None:
+    from .suite import run
+
+    record.add("outcomes", run(given.paths))
+
+
 def command(arguments: Sequence[str]) -> str:
     """What was typed, without folders that only this machine has."""
     shown = [Path(one).name if one.startswith("/") else one for one in arguments]
@@ -234,7 +242,7 @@ def environment() -> dict[str, Any]:
     return found
 
 
-DO = {"race": race, "accuracy": accuracy, "profile": profile, "make": make}
+DO = {"race": race, "accuracy": accuracy, "profile": profile, "tests": tests, "make": make}
 
 
 if __name__ == "__main__":

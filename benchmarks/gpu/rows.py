@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .graphs import PRECISIONS
 from .models import MODELS
-from .tables import TARGETS
+from .results import TARGETS
 
 
 @dataclass(frozen=True, order=True)
