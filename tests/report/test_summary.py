@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from report.sample import CLEAN, FAIL, FUSE, INT8, SOURCE, UNKNOWN, sample_ledger
-from vitesse.ledger import Accuracy, Ledger
+from vitesse.ledger import Accuracy, Ledger, Verdict
 from vitesse.report.summary import Ending, conclude
 
 
@@ -62,6 +62,14 @@ def test_a_chosen_row_that_did_not_pass_is_never_called_right():
         assert conclusion.ending is Ending.UNVERIFIED
         assert "right" not in conclusion.title
         assert row.verdict.value in conclusion.sentence()
+
+
+def test_an_original_that_was_not_verified_is_not_raced_against_itself():
+    original = replace(SOURCE, verdict=Verdict.UNKNOWN, reason="nothing right")
+    conclusion = conclude(Ledger("m.onnx", "cpu", (original,), chosen=0))
+    assert conclusion.ending is Ending.UNVERIFIED
+    assert conclusion.speed_words == "" and "as fast" not in conclusion.sentence()
+    assert "nothing right" in conclusion.sentence()
 
 
 def test_an_unmeasured_choice_gives_the_reasons():

@@ -54,6 +54,7 @@ class Speed:
 class Conclusion:
     """The end of a run; every text is plain, unescaped, and a sentence of its own.
 
+    `speed_words` is empty for an original that was not verified: nothing was raced against it.
     `explained` is the row whose reason the words give in full, so that who shows both need not repeat it.
     """
 
@@ -95,7 +96,7 @@ def conclude(ledger: Ledger) -> Conclusion:
         ending,
         _title(ledger, ending, speed),
         speed,
-        _kept_words(ledger) if ending is Ending.KEPT else _speed_words(speed, row),
+        _kept_words(ledger) if ending is Ending.KEPT else _speed_words(speed, row) if ledger.chosen else "",
         cost,
         allowed,
         budget,
