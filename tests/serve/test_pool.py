@@ -24,7 +24,7 @@ from serve.sessions import (
     submitted,
     until,
 )
-from vitesse.errors import BackendError
+from vitesse.errors import BackendError, UsageError
 from vitesse.serve import workers
 from vitesse.serve.pool import Pool
 from vitesse.serve.refusals import Refusal
@@ -335,3 +335,12 @@ def test_at_twice_the_capacity_every_accepted_request_is_answered_right_and_the_
     assert deepest <= 16
     assert counted.taken == len(results) > 100 and counted.full == len(refusals)
     assert counted.offered == counted.taken + counted.full
+
+
+def test_a_queue_without_room_for_one_batch_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--queue 4 beside batches of up to 8\n.*8 or more(.|\n)*--batch 4"):
+        Pool(EchoEngine(), workers=1, max_items=8, capacity=4)
+    with pool(EchoEngine(), max_items=8, capacity=8) as made:
+        assert made.health().capacity == 8
+    with pool(EchoEngine(batch=1), max_items=8, capacity=4) as made:  # its batches are of one
+        assert made.health().capacity == 4

@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs the server: pip install 'vitesse[serve]'")
 
 from serve.serving import PICTURES, make_run, running
-from vitesse.errors import StorageError
+from vitesse.backends.onnxruntime import OnnxRuntimeEngine
+from vitesse.errors import StorageError, UsageError
 from vitesse.run import open_run
 from vitesse.serve.refusals import Refusal
 from vitesse.serve.releases.of_run import initial_state, name_of
@@ -108,3 +109,18 @@ def test_a_damaged_state_file_leaves_the_original_in_charge(waiting: tuple[Path,
         with running(served.service) as live:
             came = live.ask("POST", "/v1/classify", PICTURES[0].read_bytes())
             assert (came.status, came.headers["x-served-by"]) == (200, "reference")
+
+
+def test_a_queue_without_room_for_one_batch_is_refused_and_the_engine_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[OnnxRuntimeEngine] = []
+
+    def close(engine: OnnxRuntimeEngine) -> None:
+        closed.append(engine)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "close", close)
+    options = ServeOptions(workers=1, batch=8, capacity=4)
+    with pytest.raises(UsageError, match="--queue 4 beside batches of up to 8"):
+        open_served(open_run(make_run(tmp_path / "run")), options)
+    assert len(closed) == 1

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from vitesse.backends.protocol import Engine
+from vitesse.errors import UsageError
 from vitesse.serve.batching import Batcher, Counters
 from vitesse.serve.crew import Crew
 from vitesse.serve.health import Health, Observer, Unobserved
@@ -38,6 +39,9 @@ class Pool:
             Warm-ups are not watched, as they compile and measure.
         clock: seconds, monotonic. observer: hears what happens.
         look_s: seconds between two looks at deadlines and workers.
+
+    Raises:
+        UsageError: `capacity` has no room for one batch.
     """
 
     def __init__(
@@ -59,6 +63,12 @@ class Pool:
         if any(info.shape and info.shape[0] == 1 for info in engine.inputs):
             max_items = 1
         room = capacity or 8 * max_items * workers
+        if room < max_items:
+            raise UsageError(
+                f"--queue {capacity} beside batches of up to {max_items}",
+                expected=f"{max_items} or more, room for one batch; 0 for {8 * max_items * workers}",
+                fix=f"leave --queue out, or serve with --batch {capacity}",
+            )
         self._look_s = look_s
         self._crew = Crew(
             engine,

@@ -94,6 +94,7 @@ def open_variants(
     Raises:
         RunFolderError: an artifact that has to answer is not the file that was verified.
         MissingExtra, BackendError: its runtime is not here, or refuses it.
+        UsageError: a queue without room for one batch.
     """
     settings = pool_settings(run, options)
     found: dict[str, Variant] = {}
@@ -194,16 +195,20 @@ def _open(
             cuda_graph=settings.cuda_graph,
         ),
     )
-    pool = Pool(
-        engine,
-        workers=settings.workers,
-        max_items=settings.max_items,
-        max_wait_s=settings.max_wait_s,
-        capacity=options.capacity,
-        hang_s=options.hang_s,
-        clock=clock,
-        observer=observer,
-    )
+    try:
+        pool = Pool(
+            engine,
+            workers=settings.workers,
+            max_items=settings.max_items,
+            max_wait_s=settings.max_wait_s,
+            capacity=options.capacity,
+            hang_s=options.hang_s,
+            clock=clock,
+            observer=observer,
+        )
+    except BaseException:
+        engine.close()
+        raise
     return Variant(row, artifact, engine, pool)
 
 
