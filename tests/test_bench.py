@@ -108,7 +108,6 @@ def test_a_gpu_target_without_its_runtime_ends_with_1_or_3_and_the_reason(
     ("arguments", "text"),
     [
         (["--stage", "fp16"], "it with a run folder only"),
-        (["--seconds", "0"], "more than 0"),
         (["--target", "tpu"], "unknown target 'tpu'"),
     ],
 )

@@ -60,13 +60,6 @@ def test_a_number_that_measures_nothing_is_refused_before_anything_runs(
     assert not out.exists()
 
 
-def test_an_endless_measurement_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for seconds in ("0", "nan", "inf"):
-        assert f"--seconds {seconds}\n  expected: more than 0" in _said(
-            capsys, "bench", VIT, "--seconds", seconds
-        )
-
-
 def test_an_image_without_area_is_refused_by_the_option_s_name(capsys: pytest.CaptureFixture[str]) -> None:
     for size in ("0x224", "224x0", "00x00"):
         with pytest.raises(SystemExit) as ended:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import pytest
 
@@ -11,12 +10,9 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'vitesse[t
 pytest.importorskip("torch_pruning", reason="needs torch_pruning: pip install 'vitesse[compress]'")
 pytest.importorskip("lightning_fabric", reason="needs lightning_fabric: pip install 'vitesse[compress]'")
 
-from compress.distillation.networks import vit  # noqa: E402
-from training.data.training_folders import class_folders  # noqa: E402
 from vitesse import cli  # noqa: E402
 from vitesse.cli import main  # noqa: E402
 from vitesse.errors import OutOfRange, UsageError  # noqa: E402
-from vitesse.sources.trainable import save_trainable  # noqa: E402
 
 PRUNE = ("prune", "vit.npz", "--flops", "0.7", "--out", "out")
 DISTILL = ("distill", "--teacher", "vit.npz", "--student", "like:hidden=8", "--data", "train", "--out", "out")
@@ -43,13 +39,6 @@ def test_what_cannot_be_learnt_by_is_refused_by_the_option_s_name(
 def test_a_temperature_is_refused_by_the_option_s_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*DISTILL, "--steps", "1", "--temperature", "0"]) == 2
     assert capsys.readouterr().err.startswith("vitesse: --temperature is 0.0\n  expected: a number above 0")
-
-
-def test_a_seed_is_refused_by_the_option_s_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, images = save_trainable(vit(), tmp_path / "model"), class_folders(tmp_path / "images")
-    given = ["--teacher", model, "--student", "cut:layers=1", "--data", images, "--out", tmp_path / "out"]
-    assert main(["distill", *map(str, given), "--no-labels", "--steps", "1", "--seed", "-1"]) == 2
-    assert "vitesse: --seed is -1\n  expected: 0 or more\n" in capsys.readouterr().err
 
 
 def test_a_field_that_no_option_was_given_for_keeps_its_name(

@@ -11,8 +11,11 @@ import pytest
 from benchmark.surfaces import Machine, saturating
 from fashion import VIT, artifact_of
 from test_bench import run as run  # the fixture
+from vitesse.backends.protocol import LoadOptions
 from vitesse.benchmark.grid_search import GridSearch, Limits, grid
+from vitesse.benchmark.subject import fed_with
 from vitesse.benchmark.tune import search_grid
+from vitesse.benchmark.tune import tune as search
 from vitesse.benchmark.watch import THROTTLED, Observed
 from vitesse.cli import tune
 from vitesse.cli.tune import chosen_of, setting, summary
@@ -71,18 +74,19 @@ def test_a_damaged_file_of_settings_is_refused_before_anything_is_measured(run: 
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("limit", "option"),
     [
-        ("--max-batch", "0"),
-        ("--max-streams", "0"),
-        ("--seconds", "0"),
-        ("--memory", "0"),
-        ("--latency-bound", "0ms"),
+        ("most_batch", "--max-batch"),
+        ("most_streams", "--max-streams"),
+        ("seconds", "--seconds"),
+        ("memory_mb", "--memory"),
+        ("latency_bound_ms", "--latency-bound"),
     ],
 )
-def test_limits_that_allow_nothing_are_refused(run: Path, option: str, value: str) -> None:
+def test_limits_that_allow_nothing_are_refused(limit: str, option: str) -> None:
+    feeds = fed_with(artifact_of(VIT).spec, None)
     with pytest.raises(UsageError, match=f"{option} 0"):
-        tune_with(str(run), option, value)
+        search(artifact_of(VIT), feeds, options=LoadOptions(), device=None, **{limit: 0})
 
 
 def test_what_was_skipped_and_how_far_the_search_was_from_the_best_is_said() -> None:

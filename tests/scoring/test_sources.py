@@ -26,5 +26,3 @@ def test_options_that_do_not_go_together_are_refused(capsys: pytest.CaptureFixtu
     assert "--replicas counts processes on Ray" in capsys.readouterr().err
     assert main(["predict", "run", "a.png", "--ray", "--draw", "b.png"]) == 2
     assert "--draw with --ray" in capsys.readouterr().err
-    assert main(["predict", "run", "a.png", "--ray", "--replicas", "0"]) == 2
-    assert "--replicas is 0" in capsys.readouterr().err

@@ -348,8 +348,6 @@ def test_limits_come_from_the_command_line() -> None:
     serve.add(parser)
     options = parser.parse_args(["run", "--body", "1MiB", "--queue-s", "0.5", "--drain-s", "0"])
     assert serve.limits_of(options) == Limits(body_bytes=2**20, queue_s=0.5, drain_s=0.0)
-    with pytest.raises(UsageError, match="--connections is -1"):
-        serve.limits_of(parser.parse_args(["run", "--connections", "-1"]))
 
 
 def test_what_stays_until_the_end_is_no_work_for_the_garbage_collector() -> None:

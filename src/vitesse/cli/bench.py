@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitesse.backends import TARGETS
-from vitesse.errors import UsageError
+from vitesse.cli.values import number, whole
 
 if TYPE_CHECKING:
     from vitesse.benchmark.points import Point
@@ -39,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="sessions that run at once (default: 1,2)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="for each point, in three rounds (default: 3)"
+        "--seconds", type=number(above=0), default=3.0, help="for each point, in three rounds (default: 3)"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write every sample and the environment as JSON"
@@ -55,7 +54,9 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help=f"of {', '.join(TARGETS)} (default: cpu)",
     )
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: 0)")
+    parser.add_argument(
+        "--device", type=whole(0), default=0, metavar="N", help="number of the GPU (default: 0)"
+    )
     parser.add_argument("--stage", default="", help="a step of the run instead of the chosen one")
     parser.add_argument(
         "--preset", help="how to feed a foreign ONNX file: deimv2, rtdetr, detr, vit, imagenet"
@@ -63,7 +64,7 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="IMAGES", help="images to feed (default: random ones)")
     parser.add_argument(
         "--threads",
-        type=int,
+        type=whole(0),
         default=0,
         metavar="N",
         help="CPU threads of a session (default: cores / streams)",
@@ -81,8 +82,6 @@ def run(options: argparse.Namespace) -> int:
     from vitesse.benchmark.table import print_points
     from vitesse.report.progress import progress_bar
 
-    if not 0 < options.seconds < math.inf:
-        raise UsageError(f"--seconds {options.seconds:g}", expected="more than 0")
     console, device = Console(), device_of(options)
     with (
         subject(options.model, options.target, options.stage, options.preset) as found,

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitesse.cli.values import whole
 from vitesse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", type=Path, metavar="MODEL", help="an .onnx file: was the engine built from it?"
     )
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: 0)")
+    parser.add_argument(
+        "--device", type=whole(0), default=0, metavar="N", help="number of the GPU (default: 0)"
+    )
     parser.set_defaults(run=run)
 
 

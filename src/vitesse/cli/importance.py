@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vitesse.cli.values import setting
+from vitesse.cli.values import setting, whole
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--images",
-        type=int,
+        type=whole(1),
         default=64,
         metavar="N",
         help="images to score on, and to measure on (default: 64)",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from vitesse.cli.values import present
+from vitesse.cli.values import present, whole
 from vitesse.training.options import AUGMENTATIONS, TrainOptions
+
+# Seeds of steps are made of it, and have to fit into the 64 bits that torch takes.
+_MOST_SEED = 2**32 - 1
 
 
 def add_learning(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +22,9 @@ def add_learning(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, metavar="N", help="images a training step (default: 128)")
     parser.add_argument("--rate", type=float, metavar="R", help="learning rate (default: 0.0003)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole(0, _MOST_SEED), metavar="N", help="of everything random (default: 0)"
+    )
 
 
 def train_options(options: argparse.Namespace, seconds: float | None) -> TrainOptions:

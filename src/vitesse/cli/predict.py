@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vitesse.cli.values import number, whole
 from vitesse.cli.video import add_video_options, run_video, wants_video
 from vitesse.errors import UsageError
 
@@ -21,12 +22,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draw", type=Path, metavar="FILE", help="write the picture with its boxes (one image only)"
     )
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score shown (default: 0.5)")
+    parser.add_argument(
+        "--threshold", type=number(least=0, most=1), default=0.5, help="lowest score shown (default: 0.5)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     parser.add_argument(
         "--ray", action="store_true", help="score on Ray, a process for each core; lines go to --jsonl FILE"
     )
-    parser.add_argument("--replicas", type=int, metavar="N", help="with --ray: so many processes")
+    parser.add_argument("--replicas", type=whole(1), metavar="N", help="with --ray: so many processes")
     add_video_options(parser)
     parser.set_defaults(run=run)
 
@@ -61,8 +64,6 @@ def _on_ray(options: argparse.Namespace) -> int:
         raise UsageError(
             f"{wrong[0]} with --ray", expected="images, answered as lines of JSON", fix="--jsonl FILE"
         )
-    if options.replicas is not None and options.replicas < 1:
-        raise UsageError(f"--replicas is {options.replicas}", expected="1 or more")
     from vitesse.scoring.on_ray import score_on_ray
 
     out = None if options.jsonl in (None, "-") else Path(options.jsonl)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from vitesse.cli.models import add_model, given_about_model
+from vitesse.cli.values import whole
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +16,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--by", choices=["module", "op"], default="module", help="default: module")
     parser.add_argument(
-        "--depth", type=int, default=0, metavar="N", help="levels of modules below each part (default: 0)"
+        "--depth",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="levels of modules below each part (default: 0)",
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="images to feed (default: random ones)")
     parser.add_argument("--target", help="build the model for this runtime first: onnxruntime or openvino")
-    parser.add_argument("--runs", type=int, default=20, metavar="N", help="measured calls (default: 20)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: every usable core")
+    parser.add_argument("--runs", type=whole(1), default=20, metavar="N", help="measured calls (default: 20)")
+    parser.add_argument("--threads", type=whole(0), default=0, metavar="N", help="default: every usable core")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitesse.cli.learning import add_learning, train_options
-from vitesse.cli.values import present, seconds, setting
+from vitesse.cli.values import number, present, seconds, setting, whole
 
 if TYPE_CHECKING:
     from vitesse.compress.distillation.options import DistilOptions
@@ -25,7 +25,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="a DETR checkpoint (.pth, .safetensors), a ViT checkpoint (.npz), or a folder of prune or distill",
     )
     parser.add_argument(
-        "--flops", type=float, required=True, metavar="SHARE", help="of the operations that stay, as 0.7"
+        "--flops",
+        type=number(above=0, most=1),
+        required=True,
+        metavar="SHARE",
+        help="of the operations that stay, as 0.7",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="gets the network and the training's log"
@@ -47,12 +51,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=["taylor", "l1", "bn"],
         help="without a file: activation × gradient on images (default), norms of weights, or BatchNorm",
     )
-    parser.add_argument("--images", type=int, metavar="N", help="images for the scores (default: 256)")
+    parser.add_argument("--images", type=whole(1), metavar="N", help="images for the scores (default: 256)")
     parser.add_argument(
-        "--multiple", type=int, metavar="N", help="widths stay multiples of N (default: 8; 16 for INT8, FP8)"
+        "--multiple",
+        type=whole(1),
+        metavar="N",
+        help="widths stay multiples of N (default: 8; 16 for INT8, FP8)",
     )
     parser.add_argument(
-        "--decoder-layers", type=int, metavar="N", help="keep a DETR's first N decoder layers"
+        "--decoder-layers", type=whole(1), metavar="N", help="keep a DETR's first N decoder layers"
     )
     parser.add_argument(
         "--no-labels", action="store_true", help="use images alone, and the original's answers"

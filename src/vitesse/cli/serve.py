@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitesse.cli.values import bytes_of
+from vitesse.cli.values import bytes_of, number, whole, within
 from vitesse.serve.limits import MIB, Limits
 
 if TYPE_CHECKING:
@@ -17,24 +17,26 @@ if TYPE_CHECKING:
 
 LOCAL = "127.0.0.1"
 KEYS, ADMIN_KEYS = "VITESSE_API_KEYS", "VITESSE_ADMIN_KEYS"
+_SIZE, _COUNT = within(bytes_of, above=0), whole(1)
+_SECONDS, _OR_NONE = number(above=0), number(least=0)
 # Option → field of Limits, what is parsed, and what it bounds; the defaults are those of Limits.
 _LIMITS: tuple[tuple[str, str, Any, str], ...] = (
-    ("--body", "body_bytes", bytes_of, "size of a request's body, as 32MiB"),
-    ("--inflated-bytes", "inflated_bytes", bytes_of, "size of a body after Content-Encoding"),
-    ("--header", "header_bytes", bytes_of, "size of a request's header block"),
-    ("--header-s", "header_s", float, "seconds in which a header block must have come"),
-    ("--body-s", "body_s", float, "seconds in which a body must have come"),
-    ("--keep-alive-s", "keep_alive_s", float, "seconds after which an idle connection is closed"),
-    ("--connections", "connections", int, "connections at once"),
-    ("--image-pixels", "image_pixels", int, "width × height of an image"),
-    ("--image-side", "image_side", int, "longer side of an image, pixels"),
-    ("--image-side-least", "image_side_least", int, "shorter side of an image, at least"),
-    ("--image-aspect", "image_aspect", float, "longer side over the shorter one"),
-    ("--json-depth", "json_depth", int, "nesting of a JSON body"),
-    ("--queue-s", "queue_s", float, "seconds a request may wait for a worker"),
-    ("--request-s", "request_s", float, "seconds from a request's arrival to its answer"),
-    ("--drain-s", "drain_s", float, "seconds from SIGTERM to closing the listener; not ready meanwhile"),
-    ("--stop-s", "stop_s", float, "seconds for accepted requests after that"),
+    ("--body", "body_bytes", _SIZE, "size of a request's body, as 32MiB"),
+    ("--inflated-bytes", "inflated_bytes", _SIZE, "size of a body after Content-Encoding"),
+    ("--header", "header_bytes", _SIZE, "size of a request's header block"),
+    ("--header-s", "header_s", _SECONDS, "seconds in which a header block must have come"),
+    ("--body-s", "body_s", _SECONDS, "seconds in which a body must have come"),
+    ("--keep-alive-s", "keep_alive_s", _SECONDS, "seconds after which an idle connection is closed"),
+    ("--connections", "connections", _COUNT, "connections at once"),
+    ("--image-pixels", "image_pixels", _COUNT, "width × height of an image"),
+    ("--image-side", "image_side", _COUNT, "longer side of an image, pixels"),
+    ("--image-side-least", "image_side_least", _COUNT, "shorter side of an image, at least"),
+    ("--image-aspect", "image_aspect", number(least=1), "longer side over the shorter one"),
+    ("--json-depth", "json_depth", _COUNT, "nesting of a JSON body"),
+    ("--queue-s", "queue_s", _SECONDS, "seconds a request may wait for a worker"),
+    ("--request-s", "request_s", _SECONDS, "seconds from a request's arrival to its answer"),
+    ("--drain-s", "drain_s", _OR_NONE, "seconds from SIGTERM to closing the listener; not ready meanwhile"),
+    ("--stop-s", "stop_s", _SECONDS, "seconds for accepted requests after that"),
 )
 
 
@@ -42,27 +44,33 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = "Serve the chosen artifact of a run; the original model stands by and takes over."
     parser.add_argument("folder", type=Path, help="a run folder")
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    parser.add_argument(
+        "--port", type=whole(0, 65535), default=8000, help="default: 8000; 0 takes a free one"
+    )
     parser.add_argument(
         "--host", default=LOCAL, help=f"address to listen on (default: {LOCAL}, this machine only)"
     )
     parser.add_argument("--name", default="", help="the model's name in addresses (default: its file's)")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="sessions (default: cores, on a GPU as tuned)"
+        "--workers", type=whole(1), metavar="N", help="sessions (default: cores, on a GPU as tuned)"
     )
-    parser.add_argument("--batch", type=int, metavar="N", help="most images that run together")
-    parser.add_argument("--wait-ms", type=float, metavar="MS", help="how long an image waits for company")
+    parser.add_argument("--batch", type=whole(1), metavar="N", help="most images that run together")
     parser.add_argument(
-        "--queue", type=int, default=0, metavar="N", help="images that may wait (default: 8 × batch × N)"
+        "--wait-ms", type=number(least=0), metavar="MS", help="how long an image waits for company"
+    )
+    parser.add_argument(
+        "--queue", type=whole(0), default=0, metavar="N", help="images that may wait (default: 8 × batch × N)"
     )
     parser.add_argument(
         "--hang-s",
-        type=float,
+        type=number(above=0),
         default=10.0,
         metavar="S",
         help="a run that takes longer is given up (default: 10)",
     )
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: 0)")
+    parser.add_argument(
+        "--device", type=whole(0), default=0, metavar="N", help="number of the GPU (default: 0)"
+    )
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help=f"keys of clients, one a line; or ${KEYS}"
     )
@@ -115,9 +123,9 @@ def run(options: argparse.Namespace) -> int:
 
     limits = limits_of(options)
     wanted = ServeOptions(
-        workers=_least(options.workers, 1, "--workers"),
-        batch=_least(options.batch, 1, "--batch"),
-        wait_ms=_least(options.wait_ms, 0, "--wait-ms"),
+        workers=options.workers,
+        batch=options.batch,
+        wait_ms=options.wait_ms,
         capacity=options.queue,
         reference=not options.no_reference,
         name=options.name,
@@ -144,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _shown(default: float, parse: Any) -> str:
     """A default as it could be typed: 32MiB, 50000000, 0.5."""
-    if parse is bytes_of and default % MIB == 0:
+    if parse is _SIZE and default % MIB == 0:
         return f"{default // MIB}MiB"
     return f"{default:g}" if isinstance(default, float) else str(default)
 
@@ -161,12 +169,10 @@ def _on_ray(options: argparse.Namespace, wanted: ServeOptions) -> int:
 
 
 def limits_of(options: argparse.Namespace) -> Limits:
-    """Return the limits that the options say; raises UsageError for one that is not positive."""
+    """Return the limits that the options say."""
     known = {one.name for one in fields(Limits)}
     assert {name for _, name, _, _ in _LIMITS} <= known
     given = {name: getattr(options, f"limit_{name}") for _, name, _, _ in _LIMITS}
-    for option, name, _, _ in _LIMITS:
-        _least(given[name], 0 if name == "drain_s" else 1e-3, option)
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -177,11 +183,3 @@ def _access(options: argparse.Namespace) -> Access:
         return keys_from_file(path) if path is not None else keys_from_environment(variable, os.environ)
 
     return Access(keys(options.api_key_file, KEYS), keys(options.admin_key_file, ADMIN_KEYS))
-
-
-def _least(value: Any, least: float, option: str) -> Any:
-    from vitesse.errors import UsageError
-
-    if value is not None and not value >= least:
-        raise UsageError(f"{option} is {value}", expected=f"{least:g} or more")
-    return value

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitesse.cli.bench import add_subject, device_of, graph_note
-from vitesse.cli.values import bytes_of, milliseconds
+from vitesse.cli.values import bytes_of, milliseconds, number, whole, within
 
 if TYPE_CHECKING:
     from vitesse.benchmark.points import Point
@@ -23,19 +23,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_subject(parser)
     parser.add_argument(
         "--latency-bound",
-        type=milliseconds,
+        type=within(milliseconds, above=0),
         metavar="TIME",
         help="p99 of a call that the latency setting keeps, as 16ms (default: batch 1 with one stream)",
     )
     parser.add_argument(
         "--memory",
-        type=bytes_of,
+        type=within(bytes_of, above=0),
         metavar="SIZE",
         help="memory to use, as 8GiB (default: 90%% of what is free)",
     )
-    parser.add_argument("--max-batch", type=int, default=64, metavar="N", help="default: 64")
-    parser.add_argument("--max-streams", type=int, default=4, metavar="N", help="default: 4")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of every measurement (default: 1)")
+    parser.add_argument("--max-batch", type=whole(1), default=64, metavar="N", help="default: 64")
+    parser.add_argument("--max-streams", type=whole(1), default=4, metavar="N", help="default: 4")
+    parser.add_argument(
+        "--seconds", type=number(above=0), default=1.0, help="of every measurement (default: 1)"
+    )
     parser.add_argument(
         "--exhaustive",
         action="store_true",

@@ -3,7 +3,63 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+from collections.abc import Callable
+from typing import TypeVar
+
+Number = TypeVar("Number", bound=float)
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return what parses a whole number from `least` on, up to `most`."""
+    return within(int, "a whole number, ", least=least, most=most)
+
+
+def number(
+    *, least: float | None = None, above: float | None = None, most: float | None = None
+) -> Callable[[str], float]:
+    """Return what parses a number from `least` on or above `above`, up to `most`; NaN and infinity are none."""
+    return within(_finite, "a number, ", least=least, above=above, most=most)
+
+
+def within(
+    parse: Callable[[str], Number],
+    kind: str = "",
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> Callable[[str], Number]:
+    """Return `parse`, which refuses what is out of a range; argparse puts the option's name before what is said.
+
+    Args:
+        kind: what is expected where `parse` raises ValueError, as `a whole number, `; before the range.
+        least, above: the lower end, one of the two. most: the upper end, None where there is none.
+    """
+    if most is None:
+        expected = f"more than {above}" if least is None else f"{least} or more"
+    else:
+        expected = f"more than {above}, at most {most}" if least is None else f"{least} to {most}"
+
+    def read(text: str) -> Number:
+        try:
+            value = parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text}: expected {kind}{expected}") from None
+        enough = (least is None or value >= least) and (above is None or value > above)
+        if not enough or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
+        return value
+
+    return read
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def milliseconds(text: str) -> float:
