@@ -86,13 +86,13 @@ def _opened(
     """
     if isinstance(model, Artifact):
         return model, ""
+    if isinstance(model, str | Path) and is_onnx(model):
+        return stages.open_model(model, preset=recipe.preset, spec=recipe.spec), ""
+    options = stages.export_options(recipe.source)
     if isinstance(model, str | Path):
-        if is_onnx(model):
-            return stages.open_model(model, preset=recipe.preset, spec=recipe.spec), ""
         model = stages.open_exportable(
             model, preset=recipe.preset, spec=recipe.spec, options=recipe.source, progress=progress
         )
-    options = stages.export_options(recipe.source)
     key = key_of((model.identity, repr(options), stable(describe())))
     kept = folder.exported(key)
     return kept or export_source(model, options, progress).put(store), key

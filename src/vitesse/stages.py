@@ -58,9 +58,10 @@ def open_model(
     """
     if isinstance(model, str | Path) and is_onnx(model):
         return _open_onnx(Path(model), preset, spec)
+    how = export_options(options or SourceOptions())
     if isinstance(model, str | Path):
         model = open_exportable(model, preset=preset, spec=spec, options=options)
-    exported = export_source(model, export_options(options or SourceOptions()))
+    exported = export_source(model, how)
     return exported.put(store or Store(Path()))
 
 

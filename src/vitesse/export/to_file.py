@@ -44,10 +44,10 @@ def export_to(
                 raise UsageError(f"--keep-aux with {model}", expected="a source that is not ONNX yet")
             artifact = stages.open_model(model, preset=recipe.preset, spec=recipe.spec)
         else:
+            options = replace(stages.export_options(recipe.source), keep_aux=keep_aux)
             source = stages.open_exportable(
                 model, preset=recipe.preset, spec=recipe.spec, options=recipe.source, progress=progress
             )
-            options = replace(stages.export_options(recipe.source), keep_aux=keep_aux)
             artifact = export_source(source, options, progress).put(store)
         how = artifact.provenance
         if recipe.lower:
