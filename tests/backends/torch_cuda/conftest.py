@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -24,3 +25,16 @@ else:
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreted_quickly() -> Iterator[None]:
+    """Hundreds of launches in Triton's interpreter: what it looks up anew for each is looked up once."""
+    if find_spec("triton") is None or torch.cuda.is_available():
+        yield
+        return
+    from backends.torch_cuda.quick_interpreter import quick
+
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        yield
