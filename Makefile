@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SECONDS_PER_MEASUREMENT ?= 1
+DEMO_OPTIONS ?=
 
-.PHONY: demo demo-detr demo-vit demo-boxes test lint types wheel clean
+.PHONY: demo demo-detr demo-vit demo-boxes checks test lint types dist wheel try-wheel clean
 
 # One part after the other, whatever is asked for side by side: it measures.
 demo: $(VENV)/.run
@@ -13,11 +14,11 @@ demo: $(VENV)/.run
 
 demo-detr: $(VENV)/.run
 	$(BIN)/vitesse optimize examples/fashion/detr_fashion.onnx --data examples/fashion/detr --target cpu \
-		--seconds $(SECONDS_PER_MEASUREMENT) --out demo/detr
+		--seconds $(SECONDS_PER_MEASUREMENT) $(DEMO_OPTIONS) --out demo/detr
 
 demo-vit: $(VENV)/.run
 	$(BIN)/vitesse optimize examples/fashion/vit_fashion.onnx --data examples/fashion/vit --target cpu \
-		--seconds $(SECONDS_PER_MEASUREMENT) --out demo/vit
+		--seconds $(SECONDS_PER_MEASUREMENT) $(DEMO_OPTIONS) --out demo/vit
 
 demo-boxes: $(VENV)/.run
 	$(BIN)/vitesse predict demo/detr examples/fashion/detr/val/000001.jpg --draw demo/boxes.png
@@ -35,20 +36,28 @@ WHOLE    := $(filter-out $(RAY) $(ALONE),$(wildcard tests/test_*.py))
 APART    := tests/__pycache__ tests/backends tests/benchmark tests/profile tests/serve tests/sources $(LEARNING)
 STAGES   := $(filter-out $(APART),$(patsubst %/,%,$(wildcard tests/*/))) $(COUNTED)
 # Side by side with a core each, the longest first; then one after the other with all cores.
-SIDE_BY_SIDE := whole sources stages backends learning alone
-IN_TURN      := serve measured ray
+SIDE_BY_SIDE := test-sources test-stages on-one-core-demo-detr test-backends test-whole test-learning \
+	test-serve on-one-core-demo-vit on-one-core-types test-alone
+IN_TURN      := demo-boxes test-measured test-ray
 CORES        := $(shell getconf _NPROCESSORS_ONLN)
 PYTEST       := $(BIN)/python -m pytest
 ON_ONE_CORE  := $(BIN)/python tests/one_core.py build/cores $(PYTEST)
 
-.PHONY: $(SIDE_BY_SIDE:%=test-%) $(IN_TURN:%=test-%)
+.PHONY: $(filter test-%,$(SIDE_BY_SIDE) $(IN_TURN))
 
-# Each group's output comes when it has ended; all groups run, whichever fails.
-test: $(VENV)/.dev
-	@failed=0; \
-	$(MAKE) --no-print-directory --keep-going -j$(CORES) --output-sync=target $(SIDE_BY_SIDE:%=test-%) || failed=1; \
-	$(MAKE) --no-print-directory --keep-going -j1 $(IN_TURN:%=test-%) || failed=1; \
+# Each one's output comes when it has ended; all run, whichever fails.
+all_of = failed=0; \
+	$(MAKE) --no-print-directory --keep-going -j$(CORES) --output-sync=target $(filter $1,$(SIDE_BY_SIDE)) || failed=1; \
+	$(MAKE) --no-print-directory --keep-going -j1 $(filter $1,$(IN_TURN)) || failed=1; \
 	exit $$failed
+
+test: $(VENV)/.dev
+	@$(call all_of,test-%)
+
+# With the types and the demo beside the tests. That the demo works is what is tested here, and not its figures:
+# `make demo` measures its models one after the other, with all cores.
+checks: $(VENV)/.dev
+	@$(call all_of,%)
 
 test-whole: $(VENV)/.dev
 	$(ON_ONE_CORE) $(WHOLE)
@@ -66,7 +75,7 @@ test-learning: $(VENV)/.dev
 	$(ON_ONE_CORE) $(LEARNING)
 
 test-serve: $(VENV)/.dev
-	$(PYTEST) tests/serve $(addprefix --ignore=,$(RAY))
+	$(ON_ONE_CORE) tests/serve $(addprefix --ignore=,$(RAY))
 
 test-measured: $(VENV)/.dev
 	$(PYTEST) $(MEASURED)
@@ -88,10 +97,16 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# Apart from what tries it: what installs the source tree meanwhile would write the same files.
+dist: $(VENV)/.dev
+	rm -rf dist && $(BIN)/python -m build --wheel --outdir dist . >/dev/null
+
 # The wheel, installed into an environment of its own, does the main job away from the source tree.
-wheel: $(VENV)/.dev
-	rm -rf dist build/wheel && $(BIN)/python -m build --wheel --outdir dist . >/dev/null
-	$(PYTHON) -m venv build/wheel/venv
+wheel: dist
+	@$(MAKE) --no-print-directory try-wheel
+
+try-wheel:
+	rm -rf build/wheel && $(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet "$$(ls $(CURDIR)/dist/*.whl)[optimize]"
 	cp -r examples build/wheel/ && cd build/wheel && PYTHONSAFEPATH=1 venv/bin/vitesse optimize \
 		examples/fashion/vit_fashion.onnx --data examples/fashion/vit --limit 50 --seconds 0.5 --out run
