@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +14,7 @@ from fusing import graph, normal
 from vitesse.errors import DataError
 from vitesse.fusion import clean_model, fuse_model
 from vitesse.precision.layers import Layer, blocks_of, flops_share, layers_of, node_names
+from vitesse.profile.costs import Cost, costs_of
 
 HEADS = ("class_embed", "bbox_embed", "score_head", "bbox_head", "lqe_layers")
 
@@ -71,6 +74,29 @@ def test_the_share_of_operations_has_the_first_convolution_and_the_head_in_the_w
     assert flops_share(layers, model) == pytest.approx((conv + projection + wide) / whole)
     assert flops_share(layers[:1], model) == pytest.approx(conv / whole)
     assert flops_share([], model) == 0
+
+
+def test_a_graph_is_counted_once_and_again_when_it_was_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[onnx.ModelProto] = []
+
+    def count(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> tuple[Cost, ...]:
+        counted.append(model)
+        return costs_of(model, inputs)
+
+    monkeypatch.setattr("vitesse.precision.layers.costs_of", count)
+    monkeypatch.setattr("vitesse.precision.layers._counted", {})
+    model = network()
+    layers, same = layers_of(model), layers_of(onnx.load_from_string(model.SerializeToString()))
+    assert layers == same and len(counted) == 1
+    assert flops_share(layers, model) == flops_share(same, model) and len(counted) == 1
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 16
+    assert layers_of(model)[0].flops == 2 * (layers[0].flops or 0) and len(counted) == 2
+    for _ in range(9):  # more than are remembered
+        model.graph.name += "_"
+        layers_of(model)
+    assert layers_of(network()) == layers and len(counted) == 12
+    monkeypatch.setattr("vitesse.precision.layers._LARGEST_BYTES", 1)
+    assert layers_of(network()) == layers and len(counted) == 13
 
 
 def test_without_known_shapes_the_share_cannot_be_told() -> None:

@@ -7,6 +7,7 @@ and everything that is no product: normalisation, softmax, GELU and residual sum
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ WEIGHT_INPUT = 1
 _HEAD = re.compile(r"(class|cls|score|bbox|box|mask)_(embed|head|predictor)")
 # Between a product of attention and its softmax, or the softmax and the product with the values.
 _SCORES = frozenset({"Add", "Mul", "Div", "Where", "Cast", "Reshape", "Sub", "Clip"})
+
+# Content of a graph → what `_flops` returned, newest last: a search quantises the same graph again and again.
+_counted: dict[str, list[float | None] | None] = {}
+_COUNTED_GRAPHS = 8
+_LARGEST_BYTES = 2**30  # protobuf writes no more than twice that
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,18 @@ def _near(flow: Flow, starts: Sequence[int], edges: Sequence[Sequence[int]]) -> 
 
 
 def _flops(model: onnx.ModelProto) -> list[float | None] | None:
-    """Return the operations of every node for one image; None where the shape of an input is not known."""
+    """Return the operations of every node for one image, which callers do not change; None where shapes are open."""
+    if model.ByteSize() > _LARGEST_BYTES:
+        return _count(model)
+    content = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    if content not in _counted:
+        while len(_counted) >= _COUNTED_GRAPHS:
+            _counted.pop(next(iter(_counted)), None)
+        _counted[content] = _count(model)
+    return _counted[content]
+
+
+def _count(model: onnx.ModelProto) -> list[float | None] | None:
     spec = read_spec(model)
     shapes = {}
     for value in model.graph.input:
