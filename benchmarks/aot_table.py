@@ -29,6 +29,8 @@ from vitesse.backends import backend
 from vitesse.backends.tensorrt.api import load_api, version_of
 from vitesse.backends.tensorrt.building import build_artifact
 from vitesse.backends.tensorrt.options import BuildOptions
+from vitesse.compress import decoder
+from vitesse.compress.lever import Situation
 from vitesse.data.dataset import open_calibration
 from vitesse.data.split import Split
 from vitesse.engines import BATCH, EngineRow, Order, build_file
@@ -36,7 +38,7 @@ from vitesse.environment import describe
 from vitesse.metadata import serialise
 from vitesse.precision.half import find_islands, write_half
 from vitesse.precision.half_quantised import to_half_quantised
-from vitesse.recipe import HalfOptions
+from vitesse.recipe import HalfOptions, SourceOptions
 from vitesse.stages import CalibrationFeeds
 
 RESULTS = ROOT / "benchmarks" / "results" / "aot_rtx.json"
@@ -72,6 +74,16 @@ def example(name: str, folder: Path) -> tuple[Artifact, Path]:
     return stages.open_model(images.parent / f"{name}_fashion.onnx"), images
 
 
+def two_decoder_layers(folder: Path) -> tuple[Artifact, Path]:
+    """The trained DETR with the first of its decoder layers, which has constant queries, and one of the five others."""
+    artifact, images = example("detr", folder)
+    store = Store(folder / "fewer")
+    fused = stages.fuse(stages.clean(artifact, store).artifact, store).artifact
+    feeds = CalibrationFeeds(open_calibration(images).spread(QUICK_IMAGES), artifact.spec)
+    variants = decoder.variants(Situation(fused, feeds, store, None, SourceOptions()))
+    return next(one for one in variants if one.stage == "decoder:2").make().artifact, images
+
+
 def deimv2(folder: Path) -> tuple[Artifact, Path]:
     case = CASES["deimv2_atto"]
     return stages.open_model(case.model, preset=case.recipe.preset), case.images
@@ -99,7 +111,7 @@ EVERY_GPU = {
 TWO_GPUS = {"fp16": ("sm75", "sm86"), "int8+fp16": ("sm75", "sm86")}
 SUBJECTS = {
     "vit_fashion": Subject("ViT (1.2 M, 56×56)", partial(example, "vit"), EVERYTHING),
-    "detr_fashion": Subject("DETR (3.2 M, 256×256)", partial(example, "detr"), EVERY_GPU),
+    "detr_fashion": Subject("DETR (3.2 M, 256×256)", partial(example, "detr"), EVERY_GPU, two_decoder_layers),
     "deimv2_atto": Subject("DEIMv2-Atto (0.5 M, 320×320)", deimv2, TWO_GPUS),
     "vit_b16": Subject(
         "ViT-B/16 (86 M, 224×224, random weights)",

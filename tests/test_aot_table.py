@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
 
 import shared_data
@@ -175,6 +176,22 @@ def test_the_quick_part_has_every_model_and_every_gpu(aot: ModuleType) -> None:
         quick = aot.SUBJECTS[name].quick
         assert set(quick) == set(aot.FORMS)
         assert quick["fp16"] == quick["int8+fp16"] == aot.CAPABILITIES
+
+
+def test_the_quick_part_of_the_detr_has_two_of_its_equal_layers_and_all_else(
+    aot: ModuleType, tmp_path: Path
+) -> None:
+    subject = aot.SUBJECTS["detr_fashion"]
+    whole, images = subject.open(tmp_path)
+    part, same_images = subject.open_quick(tmp_path)
+    assert (part.spec, same_images) == (whole.spec, images)
+    nodes = onnx.load(part.path).graph.node
+    # Three layers of the encoder have one attention, those of the decoder two.
+    assert sum(node.op_type == "Attention" for node in nodes) == 3 + 2 * 2
+    convolutions = [
+        sum(node.op_type == "Conv" for node in onnx.load(one.path).graph.node) for one in (part, whole)
+    ]
+    assert convolutions[0] == convolutions[1] > 20
 
 
 # --- the library itself
