@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 from cells import in_cell
 from ledgers import CASES, ROOT, environment_text, with_section
 
@@ -31,6 +32,7 @@ from vitesse.backends.tensorrt.building import build_artifact
 from vitesse.backends.tensorrt.options import BuildOptions
 from vitesse.compress import decoder
 from vitesse.compress.lever import Situation
+from vitesse.compress.rewriting import Changed, rewritten
 from vitesse.data.dataset import open_calibration
 from vitesse.data.split import Split
 from vitesse.engines import BATCH, EngineRow, Order, build_file
@@ -74,14 +76,31 @@ def example(name: str, folder: Path) -> tuple[Artifact, Path]:
     return stages.open_model(images.parent / f"{name}_fashion.onnx"), images
 
 
+def two_blocks(folder: Path) -> tuple[Artifact, Path]:
+    """The trained ViT with the first of its blocks and the last, which works on the class token only."""
+    artifact, images = example("vit", folder)
+    store = Store(folder / "fewer")
+
+    def leave_out(model: ir.Model) -> Changed:
+        norms = (node for node in model.graph if node.op_type == "LayerNormalization")
+        read = {norm.inputs[1].name: norm.inputs[0] for norm in norms}
+        read["blocks.5.norm1.weight"].replace_all_uses_with(read["blocks.1.norm1.weight"])
+        return Changed({"blocks": 4})
+
+    return rewritten(fused(artifact, store), store, "two_blocks", leave_out).artifact, images
+
+
 def two_decoder_layers(folder: Path) -> tuple[Artifact, Path]:
     """The trained DETR with the first of its decoder layers, which has constant queries, and one of the five others."""
     artifact, images = example("detr", folder)
     store = Store(folder / "fewer")
-    fused = stages.fuse(stages.clean(artifact, store).artifact, store).artifact
     feeds = CalibrationFeeds(open_calibration(images).spread(QUICK_IMAGES), artifact.spec)
-    variants = decoder.variants(Situation(fused, feeds, store, None, SourceOptions()))
+    variants = decoder.variants(Situation(fused(artifact, store), feeds, store, None, SourceOptions()))
     return next(one for one in variants if one.stage == "decoder:2").make().artifact, images
+
+
+def fused(artifact: Artifact, store: Store) -> Artifact:
+    return stages.fuse(stages.clean(artifact, store).artifact, store).artifact
 
 
 def deimv2(folder: Path) -> tuple[Artifact, Path]:
@@ -110,7 +129,7 @@ EVERY_GPU = {
 }
 TWO_GPUS = {"fp16": ("sm75", "sm86"), "int8+fp16": ("sm75", "sm86")}
 SUBJECTS = {
-    "vit_fashion": Subject("ViT (1.2 M, 56×56)", partial(example, "vit"), EVERYTHING),
+    "vit_fashion": Subject("ViT (1.2 M, 56×56)", partial(example, "vit"), EVERYTHING, two_blocks),
     "detr_fashion": Subject("DETR (3.2 M, 256×256)", partial(example, "detr"), EVERY_GPU, two_decoder_layers),
     "deimv2_atto": Subject("DEIMv2-Atto (0.5 M, 320×320)", deimv2, TWO_GPUS),
     "vit_b16": Subject(
@@ -196,7 +215,7 @@ def graphs(
 ) -> Iterator[tuple[str, Artifact]]:
     """Make the forms that are wanted, in the order of FORMS."""
     feeds = CalibrationFeeds(split, artifact.spec)
-    whole = stages.fuse(stages.clean(artifact, store).artifact, store).artifact
+    whole = fused(artifact, store)
     if "fp32" in wanted:
         yield "fp32", whole
     options = HalfOptions()

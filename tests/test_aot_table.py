@@ -14,6 +14,8 @@ import pytest
 
 import shared_data
 from benchmark_scripts import FOLDER, benchmark
+from fusing import ops
+from vitesse.artifact import Store
 from vitesse.engines import EngineRow
 
 PAGE = FOLDER.parent / "docs" / "tensorrt.md"
@@ -178,20 +180,22 @@ def test_the_quick_part_has_every_model_and_every_gpu(aot: ModuleType) -> None:
         assert quick["fp16"] == quick["int8+fp16"] == aot.CAPABILITIES
 
 
-def test_the_quick_part_of_the_detr_has_two_of_its_equal_layers_and_all_else(
-    aot: ModuleType, tmp_path: Path
+@pytest.mark.parametrize(
+    # Three layers of the DETR's encoder have one attention, those of its decoder two.
+    ("name", "attentions"),
+    [("vit_fashion", 2), ("detr_fashion", 3 + 2 * 2)],
+)
+def test_the_quick_part_has_two_of_equal_layers_and_all_else(
+    aot: ModuleType, tmp_path: Path, name: str, attentions: int
 ) -> None:
-    subject = aot.SUBJECTS["detr_fashion"]
+    subject = aot.SUBJECTS[name]
     whole, images = subject.open(tmp_path)
     part, same_images = subject.open_quick(tmp_path)
     assert (part.spec, same_images) == (whole.spec, images)
-    nodes = onnx.load(part.path).graph.node
-    # Three layers of the encoder have one attention, those of the decoder two.
-    assert sum(node.op_type == "Attention" for node in nodes) == 3 + 2 * 2
-    convolutions = [
-        sum(node.op_type == "Conv" for node in onnx.load(one.path).graph.node) for one in (part, whole)
-    ]
-    assert convolutions[0] == convolutions[1] > 20
+    here, there = (ops(onnx.load(one.path)) for one in (part, aot.fused(whole, Store(tmp_path / "whole"))))
+    assert here["Attention"] == attentions < there["Attention"]
+    assert here["Conv"] == there["Conv"] > 0
+    assert here.keys() == there.keys()
 
 
 # --- the library itself
