@@ -11,6 +11,7 @@ import pytest
 from gpu_benchmark import gpu_module
 
 torch = pytest.importorskip("torch", reason="the benchmark's models and peers are torch modules")
+pytestmark = pytest.mark.usefixtures("operators_listed_once")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from vitesse.predict import load
 from vitesse.recipe import DataOptions, HalfOptions, MeasureOptions, Recipe, SearchOptions
 from vitesse.run import Run
 
-pytestmark = pytest.mark.usefixtures("short_races")
+pytestmark = pytest.mark.usefixtures("short_races", "operators_listed_once")
 EXAMPLES = Path(__file__).parents[1] / "examples" / "fashion"
 MODEL, IMAGES = EXAMPLES / "vit_fashion.onnx", EXAMPLES / "vit"
 RECIPE = Recipe(

@@ -38,7 +38,7 @@ from vitesse.run import RunFolder
 from vitesse.spec import Decode, ModelSpec, Preprocessing, Resize, Task
 from vitesse.stages import clean, fuse, open_model
 
-pytestmark = pytest.mark.usefixtures("short_races")
+pytestmark = pytest.mark.usefixtures("short_races", "operators_listed_once")
 BUCKETS = ((800, 1088), (1088, 800), (608, 1344))
 RULES = Preprocessing((800, 1333), Resize.SHORTEST, buckets=BUCKETS)
 DETECTOR = ModelSpec(

@@ -25,6 +25,8 @@ from vitesse.sources.detr import DETR  # noqa: E402
 from vitesse.sources.detr_checkpoint import load_detr  # noqa: E402
 from vitesse.sources.onnx_file import load_onnx  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("operators_listed_once")
+
 
 def all_layers(model: DETR, images: torch.Tensor) -> list[dict[str, np.ndarray]]:
     """Torch's predictions of every decoder layer, first layer first; eight heads, as the exporter assumes."""

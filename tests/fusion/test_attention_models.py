@@ -17,6 +17,7 @@ from shared_data import shared
 from vitesse.fusion import clean_model, fuse_model
 
 torch = pytest.importorskip("torch", reason="exports need torch")
+pytestmark = pytest.mark.usefixtures("operators_listed_once")
 B, N, M, E, H = 2, 7, 9, 24, 3
 F = torch.nn.functional
 

@@ -22,6 +22,8 @@ from vitesse.verify.parity import ParityMeter
 
 torch = pytest.importorskip("torch", reason="exporting needs torch")
 
+pytestmark = pytest.mark.usefixtures("operators_listed_once")
+
 LAYERS, WIDTH, CLASSES = 3, 16, 5
 OUTPUTS = ("logits", "boxes", "other_logits", "other_boxes")
 IMAGE = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)

@@ -10,7 +10,7 @@ from vitesse.profile.parts import Part
 
 torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("operators_listed_once")]
 
 
 def test_vit_b16_has_17_5_billion_multiply_adds_and_86_6_million_parameters() -> None:
