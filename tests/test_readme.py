@@ -16,11 +16,14 @@ pytestmark = pytest.mark.usefixtures("short_races")
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 # Cut short: what is tested is that the commands work, not their figures; `make demo` searches for precisions, too.
-QUICK = ("--limit", "20", "--seconds", "0.1", "--precisions", "fp32")
+QUICK = ("--limit", "20", "--precisions", "fp32", "--recipe", "quick.toml")
+QUICK_RECIPE = "[measure]\nseconds = 0.1\nmin_rounds = 8\nparity_images = 4\n"
 QUICK_CODE = """
 from vitesse.recipe import DataOptions, MeasureOptions, Recipe
 quick = Recipe(
-    precisions=("fp32",), data=DataOptions(limit=20, calib_images=8), measure=MeasureOptions(seconds=0.1)
+    precisions=("fp32",),
+    data=DataOptions(limit=20, calib_images=8),
+    measure=MeasureOptions(seconds=0.1, min_rounds=8, parity_images=4),
 )
 """
 
@@ -32,6 +35,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "quick.toml").write_text(QUICK_RECIPE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
