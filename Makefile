@@ -36,7 +36,7 @@ WHOLE    := $(filter-out $(RAY) $(ALONE),$(wildcard tests/test_*.py))
 APART    := tests/__pycache__ tests/backends tests/benchmark tests/profile tests/serve tests/sources $(LEARNING)
 STAGES   := $(filter-out $(APART),$(patsubst %/,%,$(wildcard tests/*/))) $(COUNTED)
 # Side by side with a core each, the longest first; then one after the other with all cores.
-SIDE_BY_SIDE := test-sources test-stages on-one-core-demo-detr test-backends test-whole test-learning \
+SIDE_BY_SIDE := test-sources test-stages test-whole on-one-core-demo-detr test-backends test-learning \
 	test-serve on-one-core-demo-vit on-one-core-types test-alone
 IN_TURN      := demo-boxes test-measured test-ray
 CORES        := $(shell getconf _NPROCESSORS_ONLN)
