@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SECONDS_PER_MEASUREMENT ?= 1
 DEMO_OPTIONS ?=
 
-.PHONY: demo demo-detr demo-vit demo-boxes checks test lint types dist wheel try-wheel clean
+.PHONY: demo demo-detr demo-vit demo-boxes test lint types dist wheel try-wheel clean
 
 # One part after the other, whatever is asked for side by side: it measures.
 demo: $(VENV)/.run
@@ -45,19 +45,15 @@ ON_ONE_CORE  := $(BIN)/python tests/one_core.py build/cores $(PYTEST)
 
 .PHONY: $(filter test-%,$(SIDE_BY_SIDE) $(IN_TURN))
 
-# Each one's output comes when it has ended; all run, whichever fails.
-all_of = failed=0; \
-	$(MAKE) --no-print-directory --keep-going -j$(CORES) --output-sync=target $(filter $1,$(SIDE_BY_SIDE)) || failed=1; \
-	$(MAKE) --no-print-directory --keep-going -j1 $(filter $1,$(IN_TURN)) || failed=1; \
-	exit $$failed
-
+# Each one's output comes when it has ended; all run, whichever fails. BESIDE names what else shall: CI has the types
+# and the demo run in the same queue. That the demo works is tested there, and not its figures: `make demo` measures its
+# models one after the other, with all cores.
+BESIDE ?=
 test: $(VENV)/.dev
-	@$(call all_of,test-%)
-
-# With the types and the demo beside the tests. That the demo works is what is tested here, and not its figures:
-# `make demo` measures its models one after the other, with all cores.
-checks: $(VENV)/.dev
-	@$(call all_of,%)
+	@failed=0; \
+	$(MAKE) --no-print-directory --keep-going -j$(CORES) --output-sync=target $(filter test-% $(BESIDE),$(SIDE_BY_SIDE)) || failed=1; \
+	$(MAKE) --no-print-directory --keep-going -j1 $(filter test-% $(BESIDE),$(IN_TURN)) || failed=1; \
+	exit $$failed
 
 test-whole: $(VENV)/.dev
 	$(ON_ONE_CORE) $(WHOLE)

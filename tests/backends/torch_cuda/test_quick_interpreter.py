@@ -16,6 +16,8 @@ from triton.runtime import interpreter
 
 from backends.torch_cuda import quick_interpreter as own
 
+pytestmark = pytest.mark.skipif(not own.KNOWN, reason="Triton is another release than 3.6")
+
 SCALARS = [
     *(tl.int1, tl.int8, tl.uint8, tl.int16, tl.uint16, tl.int32, tl.uint32, tl.int64, tl.uint64),
     *(tl.float16, tl.bfloat16, tl.float32, tl.float64, tl.float8e5, tl.float8e4nv),
