@@ -11,12 +11,9 @@ import math
 from typing import Any
 
 import pytest
-import triton
 from triton import language as tl
 from triton.runtime import interpreter
 
-# Another release may keep these things elsewhere: its interpreter is left as it is.
-KNOWN = triton.__version__.startswith("3.6.")
 Shape: Any = tl.core.tuple
 # As Triton has them.
 patch_builtins, numpy_type = interpreter._patch_builtin, interpreter._get_np_dtype
@@ -25,8 +22,6 @@ block_type, tensor, equal_shapes = tl.block_type.__init__, tl.tensor.__init__, S
 
 def quick(patch: pytest.MonkeyPatch) -> None:
     """Put the quick forms in the place of Triton's own, until the patch is undone."""
-    if not KNOWN:
-        return
     patch.setattr(interpreter, "_patch_builtin", _patch_builtins())
     patch.setattr(interpreter, "_get_np_dtype", _numpy_type())
     patch.setattr(tl.block_type, "__init__", _block_type())

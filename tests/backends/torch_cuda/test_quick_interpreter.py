@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 pytest.importorskip("torch", reason="the PyTorch engine needs torch")
 pytest.importorskip("triton", reason="the kernels are in Triton")
 
+if not version("triton").startswith("3.6."):
+    pytest.skip("another release of Triton is left as it is", allow_module_level=True)
+
 from triton import language as tl
 from triton.runtime import interpreter
 
 from backends.torch_cuda import quick_interpreter as own
-
-pytestmark = pytest.mark.skipif(not own.KNOWN, reason="Triton is another release than 3.6")
 
 SCALARS = [
     *(tl.int1, tl.int8, tl.uint8, tl.int16, tl.uint16, tl.int32, tl.uint32, tl.int64, tl.uint64),
