@@ -228,11 +228,13 @@ def _flops(model: onnx.ModelProto) -> list[float | None] | None:
     if model.ByteSize() > _LARGEST_BYTES:
         return _count(model)
     content = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    if content not in _counted:
-        while len(_counted) >= _COUNTED_GRAPHS:
-            _counted.pop(next(iter(_counted)), None)
-        _counted[content] = _count(model)
-    return _counted[content]
+    if content in _counted:
+        return _counted[content]
+    made = _count(model)
+    while len(_counted) >= _COUNTED_GRAPHS:
+        del _counted[next(iter(_counted))]
+    _counted[content] = made
+    return made
 
 
 def _count(model: onnx.ModelProto) -> list[float | None] | None:
