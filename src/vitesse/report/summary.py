@@ -96,7 +96,7 @@ def conclude(ledger: Ledger) -> Conclusion:
         ending,
         _title(ledger, ending, speed),
         speed,
-        _kept_words(ledger) if ending is Ending.KEPT else _speed_words(speed, row) if ledger.chosen else "",
+        _kept_words(ledger) if ending is Ending.KEPT else _speed_words(speed, row, raced=ledger.chosen != 0),
         cost,
         allowed,
         budget,
@@ -177,7 +177,10 @@ def _kept_words(ledger: Ledger) -> str:
     return f"When those that passed met the original once more, none was faster beyond noise: {met}."
 
 
-def _speed_words(speed: Speed | None, row: Row) -> str:
+def _speed_words(speed: Speed | None, row: Row, *, raced: bool) -> str:
+    """Its speed against the original's; nothing where it is the original."""
+    if not raced:
+        return ""
     if speed is None:
         return f"Its speed was not measured: {_closed(row.unmeasured.get('gain', NO_REASON))}"
     figures = []
