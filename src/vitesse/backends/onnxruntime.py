@@ -19,7 +19,7 @@ import onnxruntime
 from vitesse.artifact import Artifact, Provenance, Store
 from vitesse.backends.closing import Closing
 from vitesse.backends.feeds import check_feeds
-from vitesse.backends.onnxruntime_files import read_graph, refused, tensor_info
+from vitesse.backends.onnxruntime_files import quantises_to_fp8, read_graph, refused, tensor_info
 from vitesse.backends.protocol import Array, Availability, Built, LoadOptions, Outcome, Tensors
 from vitesse.errors import BackendError
 
@@ -34,7 +34,6 @@ _SPIN_US = 1000
 RUNNING_GRAPH = ".running.onnx"
 
 # How its messages name the type.
-_FP8 = "float8"
 
 
 class OnnxRuntimeSession(Closing):
@@ -181,14 +180,12 @@ class OnnxRuntimeBackend:
         """
         options = options or LoadOptions()
         try:
-            try:
-                runtime = _runtime(artifact.path, options)
-            except Exception as error:
-                if _FP8 not in str(error):
-                    raise
-                # Its optimiser takes the Q/DQ of FP8 for that of integers: it writes operators that refuse them, and
-                # where it is kept from that, one that computes something else. Unoptimised, the numbers are right.
-                runtime = _runtime(artifact.path, replace(options, reference=True, plain=False))
+            wanted = options
+            if quantises_to_fp8(artifact.path):
+                # Its optimiser takes the Q/DQ of FP8 for that of integers: it leaves out a ReLU before it, as if what
+                # is below zero were cut off, and writes operators that refuse FP8. Unoptimised, the numbers are right.
+                wanted = replace(options, reference=True, plain=False)
+            runtime = _runtime(artifact.path, wanted)
         except Exception as error:
             raise refused("loading", artifact.path, error) from error
         return OnnxRuntimeEngine(runtime, artifact.path, plain=options.plain)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime
+from onnx import TensorProto
 
 from vitesse.backends.protocol import TensorInfo
 from vitesse.backends.refusal import refusal
@@ -20,6 +22,12 @@ _DTYPES = {
     **{f"tensor({kind})": kind for kind in ("int8", "uint8", "int16", "uint16")},
     **{f"tensor({kind})": kind for kind in ("int32", "uint32", "int64", "uint64")},
 }
+
+# The end of QuantizeLinear and of DequantizeLinear.
+_QUANTISER = b"uantizeLinear"
+_FP8 = frozenset(
+    (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ)
+)
 
 
 def tensor_info(node: Any, path: Path) -> TensorInfo:
@@ -40,6 +48,31 @@ def read_graph(path: Path) -> onnx.ModelProto:
         return onnx.load(path)
     except Exception as error:  # protobuf and onnx raise a dozen kinds
         raise refused("reading", path, error) from error
+
+
+def quantises_to_fp8(path: Path) -> bool:
+    """Whether a file has Q/DQ of FP8; a damaged one is refused when it is loaded."""
+    try:
+        # Graphs without any Q/DQ are most, and large ones take a while to parse.
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(_QUANTISER) < 0:
+                return False
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception:  # protobuf and onnx raise a dozen kinds
+        return False
+    stored = {tensor.name for tensor in graph.initializer if tensor.data_type in _FP8}
+    for node in graph.node:
+        if node.op_type == "Constant" and any(one.t.data_type in _FP8 for one in node.attribute):
+            stored.update(node.output)
+    return any(
+        node.op_type.encode().endswith(_QUANTISER)
+        and (stored.intersection(node.input) or any(one.i in _FP8 for one in _output_types(node)))
+        for node in graph.node
+    )
+
+
+def _output_types(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
+    return [one for one in node.attribute if one.name == "output_dtype"]
 
 
 def refused(doing: str, path: Path, error: Exception) -> BackendError:
