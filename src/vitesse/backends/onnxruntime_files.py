@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from vitesse.backends.protocol import TensorInfo
 from vitesse.backends.refusal import refusal
+from vitesse.backends.tensorrt.graph_types import quantised_type
 from vitesse.errors import BackendError
 
 _DTYPES = {
@@ -60,19 +61,12 @@ def quantises_to_fp8(path: Path) -> bool:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception:  # protobuf and onnx raise a dozen kinds
         return False
-    stored = {tensor.name for tensor in graph.initializer if tensor.data_type in _FP8}
-    for node in graph.node:
-        if node.op_type == "Constant" and any(one.t.data_type in _FP8 for one in node.attribute):
-            stored.update(node.output)
-    return any(
-        node.op_type.encode().endswith(_QUANTISER)
-        and (stored.intersection(node.input) or any(one.i in _FP8 for one in _output_types(node)))
-        for node in graph.node
-    )
-
-
-def _output_types(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
-    return [one for one in node.attribute if one.name == "output_dtype"]
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    constants = (node for node in graph.node if node.op_type == "Constant")
+    types |= {node.output[0]: one.t.data_type for node in constants for one in node.attribute}
+    quantisers = (node for node in graph.node if node.op_type.encode().endswith(_QUANTISER))
+    return any(quantised_type(node, types) in _FP8 for node in quantisers)
 
 
 def refused(doing: str, path: Path, error: Exception) -> BackendError:
