@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -148,13 +149,14 @@ def kernels(table: Mapping[str, str] = KERNELS) -> Kernels:
     """Import every kernel module that loads here; one whose library is absent is left out with the reason."""
     found: dict[str, Kernel] = {}
     missing: dict[str, str] = {}
+    known = all(place.partition(":")[0] in sys.modules for place in table.values())
     for name, place in table.items():
         module, _, attribute = place.partition(":")
         try:
             found[name] = getattr(import_module(module), attribute)
         except (ImportError, OSError) as error:
             missing[name] = f"{type(error).__name__}: {error}"
-    if any(name.startswith("triton.") for name in found):
+    if not known and any(name.startswith("triton.") for name in found):
         # Imported here because Triton may be absent: then no kernel of it was found.
         from vitesse.backends.torch_cuda.kernels.keys import settle_keys
 
