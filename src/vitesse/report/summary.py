@@ -86,7 +86,7 @@ def conclude(ledger: Ledger) -> Conclusion:
     if ledger.chosen is None:
         stopped = _stopped(ledger, explained)
         return Conclusion(
-            ending, _title(ledger, ending, None), None, "", "", None, "", None, stopped, explained
+            ending, _title(ledger, ending, None, explained), None, "", "", None, "", None, stopped, explained
         )
     row = ledger.rows[ledger.chosen]
     speed = _speed(ledger, row)
@@ -94,7 +94,7 @@ def conclude(ledger: Ledger) -> Conclusion:
     budget, met = _budget(ledger.latency_budget)
     return Conclusion(
         ending,
-        _title(ledger, ending, speed),
+        _title(ledger, ending, speed, explained),
         speed,
         _kept_words(ledger) if ending is Ending.KEPT else _speed_words(speed, row, raced=ledger.chosen != 0),
         cost,
@@ -121,7 +121,7 @@ def _explained(ledger: Ledger, ending: Ending) -> int | None:
     return ledger.chosen if ending is Ending.UNVERIFIED else None
 
 
-def _title(ledger: Ledger, ending: Ending, speed: Speed | None) -> str:
+def _title(ledger: Ledger, ending: Ending, speed: Speed | None, explained: int | None) -> str:
     if ending is Ending.FASTER:
         if speed is None:
             return "Optimised; the speed was not measured"
@@ -130,9 +130,8 @@ def _title(ledger: Ledger, ending: Ending, speed: Speed | None) -> str:
             if speed.is_noise()
             else f"{times(speed.gain)} as fast, still right"
         )
-    if ending is Ending.BROKEN:
-        stage = next(row.stage for row in ledger.rows if row.verdict is Verdict.FAIL)
-        return f"Stopped: {stage} broke the model"
+    if ending is Ending.BROKEN and explained is not None:
+        return f"Stopped: {ledger.rows[explained].stage} broke the model"
     return {
         Ending.KEPT: "The original stays",
         Ending.UNVERIFIED: "Not verified: don't deploy this yet",
