@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from .apart import ROOT
+from .apart import CUT, ROOT, without_folders
 
 TESTS = "tests/backends/torch_cuda"
-WORDS = 300
 
 
 class Kept:
@@ -35,10 +34,10 @@ def run(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _why(report: pytest.TestReport) -> str:
-    """The reason of a skip, or the last line of an error; without folders of this machine."""
+    """The reason of a skip, or the message of an error; without folders of this machine."""
     if isinstance(report.longrepr, tuple):
         said = str(report.longrepr[2])
     else:
         crash: Any = getattr(report.longrepr, "reprcrash", None)
         said = crash.message if crash else str(report.longrepr)
-    return " ".join(said.replace(f"{ROOT}/", "").split())[:WORDS]
+    return without_folders(" ".join(said.split()))[:CUT]
